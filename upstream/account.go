@@ -1,0 +1,713 @@
+package upstream
+
+import (
+	"container/heap"
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+
+	"packship/schema"
+)
+
+// account is one account at work: who may call for it, and when.
+//
+// Those who want to call wait in a queue. Whatever may let the first of them
+// go calls dispatch: a new waiter, a call that ends, a timer, a repair. So
+// nobody polls, and nobody sleeps on a lock.
+//
+// All calls of the breaker are made under mu, so that what it reports of its
+// state changes is guarded by mu, too.
+type account struct {
+	name    string
+	vvtype  int
+	cfg     *Config
+	metrics *metrics
+	logger  *slog.Logger
+	pacer   *pacer
+	file    string // the token's, "" if it has none
+
+	mu    sync.Mutex
+	token string
+	// fileTrouble is the last complaint about the token file, so that it is
+	// logged once and not every two seconds.
+	fileTrouble string
+	// epoch grows when the token changes and when a halt ends. What a call of
+	// an earlier epoch says of the account is no news.
+	epoch     int
+	halt      *hold // nil while the account is not halted
+	shops     map[string]*shop
+	breaker   *gobreaker.TwoStepCircuitBreaker[struct{}]
+	state     gobreaker.State // the breaker's, as last reported
+	openUntil time.Time
+	onTrial   bool // a call is trying the half-open breaker
+	// shopFaults is when the platform last failed for a shop.
+	shopFaults map[string]time.Time
+
+	queue    queue
+	arrivals uint64
+	// unsent are the turns whose request has not left, busy counts all turns
+	// that are not over, inFlight the requests that have left.
+	unsent         map[*Turn]struct{}
+	busy, inFlight int
+	// prepare is how long an order takes from its turn to the limiter, on
+	// average: that much earlier it must be let in.
+	prepare time.Duration
+	wake    *time.Timer
+
+	spending map[string]*Spending
+	total    Spending
+
+	notes []func() // log lines to be written once mu is free
+}
+
+// hold is an account or a shop that must not call.
+type hold struct {
+	reason string
+	since  time.Time
+	url    string
+	timer  *time.Timer
+	// probe is true once one order may try, probing while it does.
+	probe, probing bool
+}
+
+// shop is what there is to know of a shop that does not just work.
+type shop struct {
+	hold    *hold // nil while it is not parked
+	waiting []*waiter
+	// faults counts refusals in a row that are likely the shop's.
+	faults int
+}
+
+// waiter is an order that waits to be admitted.
+type waiter struct {
+	packed   *schema.Packed
+	since    time.Time
+	granted  chan *Turn // of one
+	position uint64
+	index    int   // in the queue, -1 if it is not there
+	parked   *shop // where it waits instead
+}
+
+const (
+	// lead is how long before its token an order is let in, beyond the time
+	// that it needs to prepare.
+	lead    = 300 * time.Millisecond
+	maxLead = 3 * time.Second
+	// shopFaultLimit refusals in a row park a shop.
+	shopFaultLimit = 5
+)
+
+func newAccount(cfg *Config, c *Account, m *metrics) (*account, error) {
+	a := &account{
+		name: c.Name, vvtype: c.VVType, cfg: cfg, metrics: m, logger: cfg.Logger.With("account", c.Name),
+		pacer: newPacer(c.RatePerSecond, cfg.RateJitter), token: c.Token, file: c.TokenFile,
+		shops: map[string]*shop{}, shopFaults: map[string]time.Time{}, unsent: map[*Turn]struct{}{},
+		spending: map[string]*Spending{}, total: Spending{Account: c.Name},
+	}
+	if a.file != "" {
+		token, err := readToken(a.file)
+		if err != nil {
+			return nil, err
+		}
+		a.token = token
+	}
+	a.wake = time.AfterFunc(time.Hour, a.poke)
+	a.wake.Stop()
+	a.breaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+		Name:        c.Name,
+		MaxRequests: 1,
+		// Results of calls that began before the interval are dropped, so it
+		// must be far longer than a call.
+		Interval:      a.faultWindow(),
+		BucketPeriod:  a.faultWindow() / 10,
+		Timeout:       cfg.BreakerOpenFor,
+		ReadyToTrip:   func(n gobreaker.Counts) bool { return int64(n.ConsecutiveFailures) >= int64(cfg.BreakerFailures) },
+		OnStateChange: a.breakerChanged,
+		IsExcluded:    func(err error) bool { return errors.Is(err, errExcluded) },
+	})
+	m.window.WithLabelValues(a.name).Set(a.pacer.base.Seconds())
+	return a, nil
+}
+
+// faultWindow is how long a fault is remembered.
+func (a *account) faultWindow() time.Duration { return max(10*a.cfg.Timeout, time.Minute) }
+
+// unlock releases mu and then writes the log lines that came up under it.
+func (a *account) unlock() {
+	notes := a.notes
+	a.notes = nil
+	a.mu.Unlock()
+	for _, note := range notes {
+		note()
+	}
+}
+
+func (a *account) note(level slog.Level, msg string, attrs ...slog.Attr) {
+	a.notes = append(a.notes, func() { a.logger.LogAttrs(context.Background(), level, msg, attrs...) })
+}
+
+// poke lets those go who may.
+func (a *account) poke() {
+	a.mu.Lock()
+	defer a.unlock()
+	a.dispatch()
+}
+
+// enqueue adds a waiter.
+func (a *account) enqueue(w *waiter) {
+	a.mu.Lock()
+	defer a.unlock()
+	a.arrivals++
+	w.position = a.arrivals
+	heap.Push(&a.queue, w)
+	a.dispatch()
+}
+
+// withdraw removes a waiter that gave up. If its turn came at the same moment,
+// that is left.
+func (a *account) withdraw(w *waiter) {
+	a.mu.Lock()
+	defer a.unlock()
+	select {
+	case t := <-w.granted:
+		a.over(t, errExcluded)
+	default:
+		switch {
+		case w.index >= 0:
+			heap.Remove(&a.queue, w.index)
+		case w.parked != nil:
+			w.parked.waiting = slices.DeleteFunc(w.parked.waiting, func(o *waiter) bool { return o == w })
+		}
+	}
+	a.dispatch()
+}
+
+// dispatch gives turns to those first in the queue for as long as it may, and
+// sets the timer for the next one. Callers hold mu.
+func (a *account) dispatch() {
+	for a.queue.Len() > 0 {
+		now := time.Now()
+		wait, ok := a.mayGrant(now)
+		if !ok {
+			if wait > 0 {
+				a.wake.Reset(wait)
+			}
+			return
+		}
+		w, _ := heap.Pop(&a.queue).(*waiter)
+		s := a.shops[w.packed.ShopID]
+		if s != nil && s.hold.closed() {
+			w.parked = s
+			s.waiting = append(s.waiting, w)
+			continue
+		}
+		done, err := a.breaker.Allow()
+		if err != nil {
+			heap.Push(&a.queue, w)
+			return // mayGrant looked just now: a call that is over will be back
+		}
+		a.grant(w, s, done, now)
+	}
+}
+
+// closed reports whether nothing may be sent: there is a hold, and it does not
+// wait for a try.
+func (h *hold) closed() bool { return h != nil && (!h.probe || h.probing) }
+
+// mayGrant reports whether the first in the queue may have a turn. If not, wait
+// is when to look again, 0 if there is nothing to wait for but news. Callers
+// hold mu.
+func (a *account) mayGrant(now time.Time) (wait time.Duration, ok bool) {
+	if a.halt.closed() || a.busy >= a.cfg.MaxInFlight {
+		return 0, false
+	}
+	switch a.breaker.State() {
+	case gobreaker.StateOpen:
+		// The breaker has no timer of its own. It half-opens when it is asked
+		// after its pause, and not yet at the very end of it.
+		return max(a.openUntil.Sub(now), 0) + time.Millisecond, false
+	case gobreaker.StateHalfOpen:
+		if a.onTrial {
+			return 0, false
+		}
+	case gobreaker.StateClosed:
+	}
+	early := min(lead+2*a.prepare, maxLead)
+	if wait := a.pacer.forecast(len(a.unsent)).Sub(now) - early; wait > 0 {
+		return wait, false
+	}
+	return 0, true
+}
+
+// grant gives a turn. Callers hold mu.
+func (a *account) grant(w *waiter, s *shop, done func(error), now time.Time) {
+	t := &Turn{account: a, packed: w.packed, since: w.since, granted: now, done: done}
+	if a.halt != nil {
+		t.probe, a.halt.probing = true, true
+	}
+	if s != nil && s.hold != nil {
+		t.shopProbe, s.hold.probing = true, true
+	}
+	if a.state == gobreaker.StateHalfOpen {
+		t.trial, a.onTrial = true, true
+	}
+	a.busy++
+	a.unsent[t] = struct{}{}
+	w.granted <- t
+}
+
+// begin starts a Send. It returns false if the turn was used before, or may not
+// be used any more and is over.
+func (a *account) begin(t *Turn, drop context.CancelCauseFunc) (token string, ok bool) {
+	a.mu.Lock()
+	defer a.unlock()
+	if t.state != turnGranted {
+		return "", false
+	}
+	if t.revoked {
+		a.over(t, errExcluded)
+		a.dispatch()
+		return "", false
+	}
+	t.state, t.drop, t.epoch = turnSending, drop, a.epoch
+	return a.token, true
+}
+
+// depart is asked when the request of a turn is about to leave.
+func (a *account) depart(t *Turn) bool {
+	a.mu.Lock()
+	defer a.unlock()
+	if t.revoked {
+		return false
+	}
+	if t.state == turnSending {
+		t.state = turnLeft
+		delete(a.unsent, t)
+		a.inFlight++
+		a.metrics.inFlight.WithLabelValues(a.name).Inc()
+		a.dispatch()
+	}
+	return true
+}
+
+// revoke takes back all turns whose request has not left. Callers hold mu.
+func (a *account) revoke(which func(*Turn) bool) {
+	for t := range a.unsent {
+		if !which(t) {
+			continue
+		}
+		t.revoked = true
+		if t.drop != nil {
+			t.drop(errNotAllowed)
+		}
+	}
+}
+
+// over ends a turn. Callers hold mu and dispatch afterwards.
+func (a *account) over(t *Turn, result error) {
+	if t.state == turnOver {
+		return
+	}
+	if t.state == turnLeft {
+		a.inFlight--
+		a.metrics.inFlight.WithLabelValues(a.name).Dec()
+	}
+	t.state = turnOver
+	delete(a.unsent, t)
+	a.busy--
+	if t.probe && a.halt != nil {
+		a.halt.probing = false
+	}
+	if s := a.shops[t.packed.ShopID]; t.shopProbe && s != nil && s.hold != nil {
+		s.hold.probing = false
+		a.readmit(s)
+	}
+	if t.trial {
+		a.onTrial = false
+	}
+	t.done(result)
+}
+
+// leave gives a turn back that was not used.
+func (a *account) leave(t *Turn) {
+	a.mu.Lock()
+	defer a.unlock()
+	if t.state != turnGranted {
+		return
+	}
+	a.over(t, errExcluded)
+	a.dispatch()
+}
+
+// notSent is the answer of a call that did not leave, by our own doing.
+func notSent() schema.Answer {
+	return schema.Answer{
+		Action: schema.ActHold, Reason: reasonNotSent, Class: classTransient, Redrivable: true,
+		Advice: "Nothing was sent; the order waits for its next turn.",
+	}
+}
+
+// giveUp ends a turn whose call certainly did not leave; trouble is what kept it
+// from reaching the API, nil if it was our own doing.
+func (a *account) giveUp(t *Turn, trouble error) schema.Answer {
+	a.mu.Lock()
+	defer a.unlock()
+	answer, result := notSent(), errExcluded
+	if trouble != nil {
+		answer.Reason, answer.Wait, result = reasonUnreachable, a.cfg.RetryBackoff, errFault
+		answer.Advice = "The API cannot be reached: check the URL and the network."
+		a.metrics.unreachable.WithLabelValues(a.name).Inc()
+		a.note(slog.LevelDebug, "api not reached", slog.String("tid", t.packed.TID), slog.Any("err", trouble))
+	}
+	a.over(t, result)
+	a.dispatch()
+	return answer
+}
+
+// conclude draws the conclusions from the answer to a call.
+func (a *account) conclude(t *Turn, x exchange, l *launch) schema.Answer {
+	arrived, left := l.times()
+	a.metrics.slotWait.WithLabelValues(a.name).Observe(left.Sub(arrived).Seconds())
+	f := answers.read(x.reply, t.packed, policy{retryMax: a.cfg.RetryMax, backoff: a.cfg.RetryBackoff})
+	a.metrics.called(a.name, &f, x.took)
+	a.mu.Lock()
+	defer a.unlock()
+	a.spend(t.packed.ShopID, f.Exchange)
+	a.prepare = (7*a.prepare + arrived.Sub(t.granted)) / 8
+	if f.source == "" {
+		a.pacer.passed()
+	} else {
+		grown := a.pacer.throttle(f.pause, left)
+		level := slog.LevelDebug
+		if grown {
+			level = slog.LevelWarn
+		}
+		a.note(level, "api throttles", slog.String("source", string(f.source)), slog.Duration("pause", f.pause))
+	}
+	window, _, _ := a.pacer.status()
+	a.metrics.window.WithLabelValues(a.name).Set(window.Seconds())
+	a.judgeAccount(t, &f)
+	a.judgeShop(t, &f)
+	a.over(t, a.verdict(t, f.health))
+	// An attempt made while the API is known to be down says nothing against
+	// its order.
+	f.Counted = f.Reached && f.Action != schema.ActHold && a.state == gobreaker.StateClosed
+	if !f.Answered {
+		a.note(slog.LevelDebug, "call not answered", slog.String("tid", t.packed.TID), slog.Int("http_status", x.status), slog.Any("err", x.err))
+	}
+	a.dispatch()
+	return f.Answer
+}
+
+var (
+	errFault    = errors.New("upstream fault")
+	errExcluded = errors.New("says nothing of the upstream")
+)
+
+// verdict is what the breaker is told of a call. Callers hold mu.
+func (a *account) verdict(t *Turn, h health) error {
+	switch h {
+	case healthGood:
+		return nil
+	case healthAlive:
+		// An answer of any kind is what the half-open breaker waits for.
+		if t.trial {
+			return nil
+		}
+	case healthBad:
+		return errFault
+	case healthShop:
+		now := time.Now()
+		a.shopFaults[t.packed.ShopID] = now
+		for shop, at := range a.shopFaults {
+			if now.Sub(at) > a.faultWindow() {
+				delete(a.shopFaults, shop)
+			}
+		}
+		if len(a.shopFaults) > 1 {
+			return errFault
+		}
+	case healthSilent:
+	}
+	return errExcluded
+}
+
+// judgeAccount halts the account, or ends its halt. Callers hold mu.
+func (a *account) judgeAccount(t *Turn, f *finding) {
+	switch {
+	case f.halt != "":
+		if t.epoch != a.epoch {
+			return // it was sent with an old token, or before a repair
+		}
+		if a.halt == nil || t.probe {
+			a.haltFor(f.halt)
+		}
+	case t.probe && a.halt != nil && (f.health == healthGood || f.health == healthAlive || f.health == healthShop):
+		a.note(slog.LevelInfo, "account resumed", slog.String("reason", a.halt.reason), slog.Duration("halted", time.Since(a.halt.since)))
+		a.metrics.halted.WithLabelValues(a.name, a.halt.reason).Set(0)
+		a.halt.timer.Stop()
+		a.halt = nil
+		a.epoch++
+	}
+}
+
+// haltFor halts the account until a probe succeeds. Callers hold mu.
+func (a *account) haltFor(reason string) {
+	h := &hold{reason: reason, since: time.Now()}
+	if a.halt != nil {
+		a.halt.timer.Stop()
+		h.since = a.halt.since
+		a.metrics.halted.WithLabelValues(a.name, a.halt.reason).Set(0)
+	}
+	a.halt = h
+	h.timer = time.AfterFunc(a.cfg.HaltProbe, func() {
+		a.mu.Lock()
+		defer a.unlock()
+		h.probe = true
+		a.dispatch()
+	})
+	a.metrics.halted.WithLabelValues(a.name, reason).Set(1)
+	a.note(slog.LevelError, "account halted", slog.String("reason", reason), slog.Duration("next_probe", a.cfg.HaltProbe))
+	a.revoke(func(*Turn) bool { return true })
+}
+
+// resume lets a halted account try one order and ends a pause.
+func (a *account) resume() {
+	a.mu.Lock()
+	defer a.unlock()
+	a.pacer.resume()
+	if a.halt != nil {
+		a.halt.probe = true
+	}
+	a.note(slog.LevelInfo, "account resume asked for")
+	a.dispatch()
+}
+
+// judgeShop parks the order's shop, or ends its parking. Callers hold mu.
+func (a *account) judgeShop(t *Turn, f *finding) {
+	id := t.packed.ShopID
+	s := a.shops[id]
+	reason := f.park
+	switch {
+	case f.shopFault:
+		if s == nil {
+			s = &shop{}
+			a.shops[id] = s
+		}
+		if s.faults++; s.faults >= shopFaultLimit && reason == "" {
+			reason = f.Reason
+		}
+	case f.health == healthGood, f.health == healthAlive && f.halt == "" && reason == "":
+		if s != nil {
+			s.faults = 0
+		}
+	}
+	switch {
+	case reason != "":
+		if s == nil || s.hold == nil || t.shopProbe {
+			a.park(id, reason, f.url)
+		}
+	case s != nil && s.hold != nil && t.shopProbe && (f.health == healthGood || f.health == healthAlive && f.halt == ""):
+		s.hold.timer.Stop()
+		a.note(slog.LevelInfo, "shop unparked", slog.String("shop_id", id), slog.String("reason", s.hold.reason))
+		s.hold = nil
+		a.metrics.parked.Dec()
+		a.readmit(s)
+	}
+	if s = a.shops[id]; s != nil && s.hold == nil && s.faults == 0 {
+		delete(a.shops, id)
+	}
+}
+
+// park holds a shop's orders. Callers hold mu.
+func (a *account) park(id, reason, url string) {
+	s := a.shops[id]
+	if s == nil {
+		s = &shop{}
+		a.shops[id] = s
+	}
+	h := &hold{reason: reason, since: time.Now(), url: url}
+	if s.hold != nil {
+		s.hold.timer.Stop()
+		h.since = s.hold.since
+	} else {
+		a.metrics.parked.Inc()
+	}
+	s.hold = h
+	h.timer = time.AfterFunc(a.cfg.HaltProbe, func() { a.unpark(id) })
+	a.note(slog.LevelWarn, "shop parked", slog.String("shop_id", id), slog.String("reason", reason), slog.Duration("next_probe", a.cfg.HaltProbe))
+	a.revoke(func(t *Turn) bool { return t.packed.ShopID == id })
+}
+
+// unpark lets a parked shop try one order. It reports false if it is not parked.
+func (a *account) unpark(id string) bool {
+	a.mu.Lock()
+	defer a.unlock()
+	s := a.shops[id]
+	if s == nil || s.hold == nil {
+		return false
+	}
+	s.hold.probe = true
+	a.readmit(s)
+	a.dispatch()
+	return true
+}
+
+// readmit puts the orders of a shop back into the queue, in their old places.
+// Callers hold mu.
+func (a *account) readmit(s *shop) {
+	if s.hold.closed() {
+		return
+	}
+	for _, w := range s.waiting {
+		w.parked = nil
+		heap.Push(&a.queue, w)
+	}
+	s.waiting = nil
+}
+
+// breakerChanged is called by the breaker, under its own lock and mu.
+func (a *account) breakerChanged(_ string, from, to gobreaker.State) {
+	a.state = to
+	a.metrics.breaker.WithLabelValues(a.name).Set(float64(to))
+	a.note(slog.LevelWarn, "breaker changed", slog.String("from", breakerName(from)), slog.String("to", breakerName(to)))
+	if to == gobreaker.StateOpen {
+		a.openUntil = time.Now().Add(a.cfg.BreakerOpenFor)
+		a.wake.Reset(a.cfg.BreakerOpenFor + time.Millisecond)
+		a.revoke(func(*Turn) bool { return true })
+	}
+}
+
+func breakerName(s gobreaker.State) string { return strings.ReplaceAll(s.String(), "-", "_") }
+
+// readToken reads the token file again.
+func (a *account) readToken() {
+	if a.file == "" {
+		return
+	}
+	token, err := readToken(a.file)
+	a.mu.Lock()
+	defer a.unlock()
+	if err != nil {
+		// A file that is being replaced may be missing for a moment: the
+		// token that is known is still the best one.
+		if a.fileTrouble != err.Error() {
+			a.note(slog.LevelWarn, "token file not usable", slog.Any("err", err))
+		}
+		a.fileTrouble = err.Error()
+		return
+	}
+	a.fileTrouble = ""
+	if token == a.token {
+		return
+	}
+	a.token = token
+	a.epoch++
+	if a.halt != nil {
+		a.halt.probe = true
+	}
+	a.note(slog.LevelInfo, "token changed")
+	a.dispatch()
+}
+
+// spend books a call. Callers hold mu.
+func (a *account) spend(id string, x *schema.Exchange) {
+	s := a.spending[id]
+	if s == nil {
+		s = &Spending{Account: a.name, ShopID: id}
+		a.spending[id] = s
+	}
+	for _, book := range []*Spending{s, &a.total} {
+		book.Calls++
+		if x != nil && x.Withheld > 0 {
+			book.Charged++
+			book.Points += x.Withheld
+		}
+	}
+}
+
+func (a *account) status() AccountStatus {
+	a.mu.Lock()
+	defer a.unlock()
+	state := a.breaker.State()
+	_, perSecond, paused := a.pacer.status()
+	waiting := a.queue.Len()
+	for _, s := range a.shops {
+		waiting += len(s.waiting)
+	}
+	st := AccountStatus{
+		Name: a.name, State: "sending", Breaker: breakerName(state), Rate: perSecond,
+		InFlight: a.inFlight, Waiting: waiting, Calls: a.total.Calls, Charged: a.total.Charged, Spent: a.total.Points,
+	}
+	switch {
+	case a.halt != nil:
+		since := a.halt.since
+		st.State, st.Reason, st.Since = "halted", a.halt.reason, &since
+	case state != gobreaker.StateClosed:
+		st.State, st.Reason = "paused", "breaker_"+breakerName(state)
+	case time.Until(paused) > 0:
+		st.State, st.Reason = "paused", reasonThrottled
+	case a.busy == 0 && a.queue.Len() == 0:
+		st.State = "idle"
+	}
+	return st
+}
+
+func (a *account) parkedShops(shops []ParkedShop) []ParkedShop {
+	a.mu.Lock()
+	defer a.unlock()
+	for id, s := range a.shops {
+		if s.hold == nil {
+			continue
+		}
+		shops = append(shops, ParkedShop{
+			ShopID: id, Account: a.name, Reason: s.hold.reason, Since: s.hold.since, Waiting: len(s.waiting), URL: s.hold.url,
+		})
+	}
+	return shops
+}
+
+func (a *account) spendings(all []Spending) []Spending {
+	a.mu.Lock()
+	defer a.unlock()
+	first := len(all)
+	for _, s := range a.spending {
+		all = append(all, *s)
+	}
+	slices.SortFunc(all[first:], func(x, y Spending) int { return strings.Compare(x.ShopID, y.ShopID) })
+	return all
+}
+
+// queue is a heap of waiters, the first to come on top. One that had to wait
+// for its shop goes back to its old place.
+type queue []*waiter
+
+func (q queue) Len() int           { return len(q) }
+func (q queue) Less(i, j int) bool { return q[i].position < q[j].position }
+func (q queue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].index, q[j].index = i, j
+}
+
+// Push implements heap.Interface.
+func (q *queue) Push(x any) {
+	w, _ := x.(*waiter)
+	w.index = len(*q)
+	*q = append(*q, w)
+}
+
+// Pop implements heap.Interface.
+func (q *queue) Pop() any {
+	old := *q
+	w := old[len(old)-1]
+	old[len(old)-1] = nil
+	*q = old[:len(old)-1]
+	w.index = -1
+	return w
+}

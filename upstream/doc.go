@@ -1,0 +1,2 @@
+// Package upstream is the shipping API.
+package upstream

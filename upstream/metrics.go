@@ -1,0 +1,139 @@
+package upstream
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"packship/schema"
+)
+
+// metrics are the counters of all accounts. Every series exists from the start,
+// so that the first fault is a change and not a beginning.
+type metrics struct {
+	calls        *prometheus.CounterVec
+	duration     *prometheus.HistogramVec
+	inFlight     *prometheus.GaugeVec
+	breaker      *prometheus.GaugeVec
+	throttled    *prometheus.CounterVec
+	slotWait     *prometheus.HistogramVec
+	window       *prometheus.GaugeVec
+	withheld     *prometheus.CounterVec
+	halted       *prometheus.GaugeVec
+	parked       prometheus.Gauge
+	unreachable  *prometheus.CounterVec
+	unrecognised *prometheus.CounterVec
+	mismatches   prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer, accounts []Account) (*metrics, error) {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "packship_" + name, Help: help}, labels)
+	}
+	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "packship_" + name, Help: help}, labels)
+	}
+	histogram := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "packship_" + name, Help: help, Buckets: buckets}, labels)
+	}
+	m := &metrics{
+		calls: counter("calls_total", "Calls that were sent to the shipping API, by what they did and the class of the answer.", "account", "outcome", "class"),
+		duration: histogram("call_duration_seconds", "Time from the first byte of a call to the end of its answer.",
+			[]float64{0.01, 0.05, 0.1, 0.25, 0.5, 0.8, 1, 1.2, 1.5, 2, 3, 5, 10, 15, 30}, "account", "outcome"),
+		inFlight:  gauge("calls_in_flight", "Calls that were sent and are not answered yet.", "account"),
+		breaker:   gauge("breaker_state", "State of the circuit breaker: 0 closed, 1 half-open, 2 open.", "account"),
+		throttled: counter("throttled_total", "Answers that said that the rate is too high, by how they said it.", "account", "source"),
+		slotWait: histogram("slot_wait_seconds", "Time that an order that may be called for waits for its place in the rate limit.",
+			[]float64{0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5}, "account"),
+		window:       gauge("slot_window_seconds", "What the rate limit takes for one second; it grows when the API throttles.", "account"),
+		withheld:     counter("withheld_points_total", "Points that the API says it has charged.", "account"),
+		halted:       gauge("account_halted", "1 while the account is halted for the reason.", "account", "reason"),
+		parked:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "packship_shops_parked", Help: "Shops whose orders are held."}),
+		unreachable:  counter("unreachable_total", "Calls that could not be sent because there was no connection.", "account"),
+		unrecognised: counter("unrecognised_answers_total", "Answers that are in no row of the answer table.", "account"),
+		mismatches: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "packship_waybill_mismatches_total", Help: "Waybill numbers that do not look like their carrier's and were sent all the same.",
+		}),
+	}
+	for _, c := range []prometheus.Collector{
+		m.calls, m.duration, m.inFlight, m.breaker, m.throttled, m.slotWait, m.window, m.withheld,
+		m.halted, m.parked, m.unreachable, m.unrecognised, m.mismatches,
+	} {
+		if err := reg.Register(c); err != nil {
+			return nil, fmt.Errorf("upstream: register metrics: %w", err)
+		}
+	}
+	for _, a := range accounts {
+		m.zero(a.Name)
+	}
+	return m, nil
+}
+
+// zero creates the series of an account.
+func (m *metrics) zero(account string) {
+	for _, k := range answers.callKinds() {
+		m.calls.WithLabelValues(account, k.outcome, k.class)
+		m.duration.WithLabelValues(account, k.outcome)
+	}
+	for _, vec := range []*prometheus.CounterVec{m.withheld, m.unreachable, m.unrecognised} {
+		vec.WithLabelValues(account)
+	}
+	for _, vec := range []*prometheus.GaugeVec{m.inFlight, m.breaker, m.window} {
+		vec.WithLabelValues(account)
+	}
+	m.slotWait.WithLabelValues(account)
+	for _, source := range []throttleSource{throttleHTTP, throttleText} {
+		m.throttled.WithLabelValues(account, string(source))
+	}
+	for _, reason := range answers.haltReasons() {
+		m.halted.WithLabelValues(account, reason)
+	}
+}
+
+// callKind is a pair of labels of the calls metric.
+type callKind struct{ outcome, class string }
+
+// callKinds lists the pairs that can occur.
+func (t *table) callKinds() []callKind {
+	kinds := []callKind{
+		{schema.EffectUnknown.String(), classNeedsHuman}, // no answer, an unlisted one, an unproven success
+		{schema.EffectNone.String(), classNeedsHuman},    // accepted and not shipped
+		{schema.EffectNone.String(), classThrottled},
+		{schema.EffectNone.String(), classConfig},     // redirected
+		{schema.EffectNone.String(), classPermission}, // code 204 with an unknown text
+	}
+	for _, r := range t.rows {
+		kinds = append(kinds, callKind{r.effect.String(), r.class})
+	}
+	slices.SortFunc(kinds, func(a, b callKind) int {
+		return slices.Compare([]string{a.outcome, a.class}, []string{b.outcome, b.class})
+	})
+	return slices.Compact(kinds)
+}
+
+// haltReasons lists the reasons for which an account can be halted.
+func (t *table) haltReasons() []string {
+	reasons := []string{reasonRedirect, reasonCode204}
+	for _, r := range t.rows {
+		if r.action == actHalt {
+			reasons = append(reasons, r.slug)
+		}
+	}
+	return reasons
+}
+
+func (m *metrics) called(account string, f *finding, took time.Duration) {
+	m.calls.WithLabelValues(account, f.Effect.String(), f.Class).Inc()
+	m.duration.WithLabelValues(account, f.Effect.String()).Observe(took.Seconds())
+	if f.unrecognised {
+		m.unrecognised.WithLabelValues(account).Inc()
+	}
+	if f.source != "" {
+		m.throttled.WithLabelValues(account, string(f.source)).Inc()
+	}
+	if f.Exchange != nil && f.Exchange.Withheld > 0 {
+		m.withheld.WithLabelValues(account).Add(float64(f.Exchange.Withheld))
+	}
+}

@@ -1,0 +1,279 @@
+package upstream
+
+import (
+	"math"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// pacer decides when the next call of an account may leave.
+//
+// The obvious bucket of ten tokens lets twenty calls through in its first
+// second. A bucket of one spaces them evenly, but a tenth of a second apart
+// eleven fit into one second as soon as the way to the API varies a little. So:
+//
+//  1. The bucket holds one token, and rate tokens come in a window of one second
+//     and the jitter that is to be absorbed.
+//  2. A timer that fires late moves a call towards the next one. So a call also
+//     waits until the one that left rate calls ago is a window old, by the time
+//     at which that was really written.
+//
+// Calls leave in the order in which they came to the pacer. Only the first in
+// line holds a reservation of the bucket, because a reservation gives its token
+// back only while it is the latest one, and a change of the limit does not move
+// it.
+type pacer struct {
+	rate float64 // per second, as configured
+	base time.Duration
+	jit  time.Duration
+	// line lets one call at a time wait for the bucket. Go serves those who
+	// wait to send on it first come, first served.
+	line chan struct{}
+
+	mu      sync.Mutex
+	window  time.Duration // what the limit counts as one second
+	limiter *rate.Limiter
+	// log holds the latest departures, next is where the oldest of them stands.
+	// It is empty where the bucket alone is enough.
+	log  []*departure
+	next int
+	// reserved is when the first in line may leave, zero if there is none.
+	reserved time.Time
+	paused   time.Time // no call leaves before it
+	// throttledAt is when the window last grew; calls that left before it say
+	// nothing about it.
+	throttledAt time.Time
+	clean       int           // calls since then that were not throttled
+	changed     chan struct{} // closed when the pause or the window changes
+}
+
+// departure is the moment at which a call left.
+type departure struct{ at time.Time }
+
+const (
+	// A window grows by a twentieth with every throttling, to at most
+	// maxWindow, and shrinks by windowStep after cleanCalls without one.
+	maxWindow  = 2 * time.Second
+	windowStep = 5 * time.Millisecond
+	cleanCalls = 2000
+	// From manyPerSecond on the departures are not remembered: what keeps the
+	// limit is then the bucket alone.
+	manyPerSecond = 1000
+)
+
+func newPacer(perSecond float64, jitter time.Duration) *pacer {
+	p := &pacer{
+		rate: perSecond, base: time.Second + jitter, jit: jitter, window: time.Second + jitter,
+		line: make(chan struct{}, 1), changed: make(chan struct{}),
+	}
+	// At high rates a timer's own lateness is longer than the time between two
+	// calls, so that the bucket must hold what comes in meanwhile. Half of what
+	// the jitter takes off the rate is left for that.
+	burst := max(1, int(perSecond*jitter.Seconds()/2))
+	p.limiter = rate.NewLimiter(p.limit(), burst)
+	if perSecond >= 1 && perSecond < manyPerSecond {
+		p.log = make([]*departure, int(perSecond))
+	}
+	return p
+}
+
+func (p *pacer) limit() rate.Limit { return rate.Limit(p.rate / p.window.Seconds()) }
+
+// interval is the time between two calls.
+func (p *pacer) interval() time.Duration { return time.Duration(float64(p.window) / p.rate) }
+
+// acquire blocks until a call may leave, then calls leave, and returns the
+// departure if that returns true. It returns nil if leave returns false or stop
+// is closed first; then no token is used up. The departure's written method is
+// to be called once the first byte is out.
+func (p *pacer) acquire(stop <-chan struct{}, leave func() bool) *departure {
+	select {
+	case p.line <- struct{}{}:
+	case <-stop:
+		return nil
+	}
+	defer func() { <-p.line }()
+	var token *rate.Reservation
+	cancel := func(now time.Time) {
+		if token != nil {
+			token.CancelAt(now)
+			token = nil
+		}
+		p.reserved = time.Time{}
+	}
+	for {
+		p.mu.Lock()
+		now := time.Now()
+		at := p.paused
+		if at.After(now) {
+			cancel(now)
+		} else {
+			if token == nil {
+				token = p.limiter.ReserveN(now, 1)
+				p.reserved = now.Add(token.DelayFrom(now))
+			}
+			at = later(p.reserved, p.guard())
+			p.reserved = at
+		}
+		changed := p.changed
+		p.mu.Unlock()
+		if wait := at.Sub(now); wait > 0 {
+			if !sleep(wait, stop, changed) {
+				p.mu.Lock()
+				cancel(time.Now())
+				p.mu.Unlock()
+				return nil
+			}
+			continue
+		}
+		ok := leave()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if !ok {
+			cancel(time.Now())
+			return nil
+		}
+		p.reserved = time.Time{}
+		return p.depart(time.Now())
+	}
+}
+
+// sleep waits for d, or until changed is closed. It returns false if stop is
+// closed first.
+func sleep(d time.Duration, stop, changed <-chan struct{}) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-changed:
+	case <-stop:
+		return false
+	}
+	return true
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// guard returns the earliest time at which the calls that left so far let
+// another one leave. Callers hold mu.
+func (p *pacer) guard() time.Time {
+	if len(p.log) == 0 || p.log[p.next] == nil {
+		return time.Time{}
+	}
+	// The log has as many places as whole calls fit into a second; of a rate
+	// of 2.5 it covers the two calls of 0.8 s.
+	share := float64(len(p.log)) / p.rate
+	return p.log[p.next].at.Add(time.Duration(share * float64(p.window-p.jit/2)))
+}
+
+// depart notes a departure. Callers hold mu.
+func (p *pacer) depart(now time.Time) *departure {
+	d := &departure{at: now}
+	if len(p.log) > 0 {
+		p.log[p.next] = d
+		p.next = (p.next + 1) % len(p.log)
+	}
+	return d
+}
+
+// written says that the first byte of a departed call is out, which may be
+// later than it was meant to be.
+func (p *pacer) written(d *departure) {
+	if len(p.log) == 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d.at = time.Now()
+}
+
+// forecast returns when a call would leave that has the given number of calls
+// before it, apart from those that have left.
+func (p *pacer) forecast(ahead int) time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	at := now
+	switch {
+	case p.paused.After(now):
+		at = p.paused
+	case !p.reserved.IsZero():
+		at = p.reserved
+	default:
+		if missing := 1 - p.limiter.TokensAt(now); missing > 0 {
+			at = now.Add(time.Duration(missing * float64(p.interval())))
+		}
+		at = later(at, p.guard())
+	}
+	return at.Add(time.Duration(min(float64(ahead)*float64(p.interval()), math.MaxInt64/4)))
+}
+
+// throttle lets no call leave for a while, and the calls after that more
+// slowly. The left time is when the throttled call had left. It reports whether
+// the window has grown.
+func (p *pacer) throttle(pause time.Duration, left time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	p.paused = later(p.paused, now.Add(pause))
+	p.clean = 0
+	// The calls that were under way when the limit was first exceeded are all
+	// answered alike; they are one lesson.
+	grown := left.After(p.throttledAt)
+	if grown {
+		p.throttledAt = now
+		p.setWindow(now, min(p.window+p.window/20, maxWindow))
+	}
+	p.signal()
+	return grown
+}
+
+// passed says that a call was not throttled.
+func (p *pacer) passed() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.window == p.base {
+		return
+	}
+	if p.clean++; p.clean < cleanCalls {
+		return
+	}
+	p.clean = 0
+	p.setWindow(time.Now(), max(p.window-windowStep, p.base))
+	p.signal()
+}
+
+// resume ends a pause.
+func (p *pacer) resume() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.paused = time.Time{}
+	p.signal()
+}
+
+// setWindow changes the limit. Callers hold mu.
+func (p *pacer) setWindow(now time.Time, window time.Duration) {
+	p.window = window
+	p.limiter.SetLimitAt(now, p.limit())
+}
+
+// signal wakes the first in line. Callers hold mu.
+func (p *pacer) signal() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// status returns the present window, the rate as it is throttled, and when the
+// pause ends.
+func (p *pacer) status() (window time.Duration, perSecond float64, paused time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.window, p.rate * float64(p.base) / float64(p.window), p.paused
+}

@@ -1,0 +1,471 @@
+package upstream
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+const testJitter = 15 * time.Millisecond
+
+// busiest returns the most times that lie within any half-open second, after
+// each has been delayed by at most jitter, as is worst.
+func busiest(times []time.Time, jitter time.Duration) int {
+	most := 0
+	for i := range times {
+		n := 0
+		for j := i; j < len(times) && times[j].Sub(times[i]) < time.Second+jitter; j++ {
+			n++
+		}
+		most = max(most, n)
+	}
+	return most
+}
+
+// departures lets calls leave one after the other for a while, as fast as they
+// may, and returns when they did.
+func departures(p *pacer, d time.Duration, leave func() bool) []time.Time {
+	stop := make(chan struct{})
+	timer := time.AfterFunc(d, func() { close(stop) })
+	defer timer.Stop()
+	var times []time.Time
+	for {
+		dep := p.acquire(stop, leave)
+		if dep == nil {
+			return times
+		}
+		p.written(dep)
+		times = append(times, time.Now())
+	}
+}
+
+func yes() bool { return true }
+
+// No second holds more than the rate, and hardly any of it is left unused.
+func TestPacerRates(t *testing.T) {
+	for _, tt := range []struct {
+		rate float64
+		span time.Duration
+	}{
+		{0.01, 1000 * time.Second}, {0.1, 200 * time.Second}, {0.5, 100 * time.Second}, {1, 100 * time.Second}, {1.5, 100 * time.Second},
+		{2.5, 100 * time.Second}, {9.9, 100 * time.Second}, {10, 100 * time.Second}, {50, 20 * time.Second}, {333, 5 * time.Second},
+		{999, 5 * time.Second}, {1000, 5 * time.Second}, {2000, 3 * time.Second},
+	} {
+		t.Run(fmt.Sprint(tt.rate), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				times := departures(newPacer(tt.rate, testJitter), tt.span, yes)
+				if most, limit := busiest(times, 0), max(1, int(math.Ceil(tt.rate))); most > limit {
+					t.Errorf("%d calls in one second, the rate is %g", most, tt.rate)
+				}
+				if got, want := float64(len(times)), 0.98*tt.rate*tt.span.Seconds(); got < math.Floor(want) {
+					t.Errorf("%g calls in %s, want at least %.1f", got, tt.span, want)
+				}
+				if tt.rate == 10 {
+					if most := busiest(times, testJitter); most > 10 {
+						t.Errorf("%d calls in one second after a delay that varies by %s", most, testJitter)
+					}
+				}
+			})
+		})
+	}
+}
+
+// On a busy machine timers fire late and writes take their time. The calls that
+// are late must not end up too close to the next.
+func TestPacerWithLateTimers(t *testing.T) {
+	for _, rate := range []float64{2, 2.5, 10, 100} {
+		t.Run(fmt.Sprint(rate), func(t *testing.T) {
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			synctest.Test(t, func(t *testing.T) {
+				rng := rand.New(rand.NewPCG(seed, 0))
+				p := newPacer(rate, testJitter)
+				late := func() bool {
+					if rng.IntN(3) == 0 {
+						time.Sleep(time.Duration(rng.Int64N(int64(90 * time.Millisecond))))
+					}
+					return true
+				}
+				times := departures(p, 300*time.Second, late)
+				n := int(rate)
+				gap := time.Duration(float64(n) / rate * float64(time.Second+testJitter/2))
+				for i := n; i < len(times); i++ {
+					if d := times[i].Sub(times[i-n]); d < gap {
+						t.Fatalf("call %d left %s after call %d, want at least %s", i, d, i-n, gap)
+					}
+				}
+				t.Logf("%.1f calls per second", float64(len(times))/300)
+			})
+		})
+	}
+}
+
+// A call that takes long to write counts from when it was written.
+func TestPacerCountsFromTheWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer(1, testJitter)
+		d := p.acquire(nil, yes)
+		time.Sleep(400 * time.Millisecond)
+		p.written(d)
+		wrote := time.Now()
+		p.acquire(nil, yes)
+		if gap := time.Since(wrote); gap < time.Second+testJitter/2 {
+			t.Errorf("the next call left %s after the write", gap)
+		}
+	})
+}
+
+// Calls leave in the order in which they came, and those that give up take
+// nothing with them.
+func TestPacerLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer(10, 0)
+		start := time.Now()
+		p.acquire(nil, yes)
+		var mu sync.Mutex
+		var order []int
+		var wg sync.WaitGroup
+		stops := make([]chan struct{}, 9)
+		for i := range stops {
+			stops[i] = make(chan struct{})
+			wg.Go(func() {
+				if p.acquire(stops[i], func() bool { return i != 7 }) != nil {
+					mu.Lock()
+					defer mu.Unlock()
+					order = append(order, i)
+				}
+			})
+			synctest.Wait()
+		}
+		close(stops[0]) // the first in line
+		close(stops[4]) // one further back; 7 is refused at the last moment
+		wg.Wait()
+		if want := []int{1, 2, 3, 5, 6, 8}; !slices.Equal(order, want) {
+			t.Errorf("order: got %v, want %v", order, want)
+		}
+		if d := time.Since(start); d != 600*time.Millisecond {
+			t.Errorf("six more calls took %s, want 600ms", d)
+		}
+	})
+}
+
+func TestPacerThrottle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer(10, testJitter)
+		left := time.Now()
+		p.acquire(nil, yes)
+		var wg sync.WaitGroup
+		var at time.Time
+		wg.Go(func() {
+			p.acquire(nil, yes)
+			at = time.Now()
+		})
+		synctest.Wait()
+		if !p.throttle(3*time.Second, left) {
+			t.Error("the window did not grow")
+		}
+		// Those who were under way at that time are answered likewise.
+		time.Sleep(time.Second)
+		if p.throttle(time.Second, left) {
+			t.Error("the window grew twice for one lesson")
+		}
+		wg.Wait()
+		if d := at.Sub(left); d != 3*time.Second {
+			t.Errorf("the call in line left after %s, want 3s", d)
+		}
+		window, perSecond, _ := p.status()
+		if want := (time.Second + testJitter) * 21 / 20; window != want {
+			t.Errorf("window: got %s, want %s", window, want)
+		}
+		if math.Abs(perSecond-10/1.05) > 1e-6 {
+			t.Errorf("rate: got %g, want %g", perSecond, 10/1.05)
+		}
+		start := time.Now()
+		for range 10 {
+			p.acquire(nil, yes)
+		}
+		if d := time.Since(start); d < window-time.Microsecond {
+			t.Errorf("ten calls took %s, want a window of %s", d, window)
+		}
+		for range 100 {
+			p.throttle(time.Millisecond, time.Now())
+			time.Sleep(time.Second)
+		}
+		if window, _, _ = p.status(); window != maxWindow {
+			t.Errorf("window after many throttlings: got %s", window)
+		}
+		for range cleanCalls - 1 {
+			p.passed()
+		}
+		if w, _, _ := p.status(); w != maxWindow {
+			t.Errorf("window shrank early: %s", w)
+		}
+		p.passed()
+		if w, _, _ := p.status(); w != maxWindow-windowStep {
+			t.Errorf("window after %d clean calls: got %s", cleanCalls, w)
+		}
+		for range 300 * cleanCalls {
+			p.passed()
+		}
+		if w, _, _ := p.status(); w != time.Second+testJitter {
+			t.Errorf("window in the end: got %s", w)
+		}
+	})
+}
+
+func TestPacerResume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer(10, testJitter)
+		p.throttle(time.Hour, time.Now())
+		start := time.Now()
+		time.AfterFunc(time.Minute, p.resume)
+		p.acquire(nil, yes)
+		if d := time.Since(start); d != time.Minute {
+			t.Errorf("left after %s, want 1m", d)
+		}
+	})
+}
+
+func TestPacerForecast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer(10, 0)
+		check := func(what string, ahead int, want time.Duration) {
+			t.Helper()
+			if got := time.Until(p.forecast(ahead)); (got - want).Abs() > time.Millisecond {
+				t.Errorf("%s: got %s, want %s", what, got, want)
+			}
+		}
+		check("fresh", 0, 0)
+		check("two ahead", 2, 200*time.Millisecond)
+		p.acquire(nil, yes)
+		check("just left", 0, 100*time.Millisecond)
+		time.Sleep(30 * time.Millisecond)
+		check("left before", 1, 170*time.Millisecond)
+		var wg sync.WaitGroup
+		wg.Go(func() { p.acquire(nil, yes) })
+		synctest.Wait()
+		check("one in line", 1, 170*time.Millisecond)
+		wg.Wait()
+		p.throttle(2*time.Second, time.Time{})
+		check("paused", 1, 2100*time.Millisecond)
+		if newPacer(0.0001, 0).forecast(math.MaxInt32).Before(time.Now()) {
+			t.Error("a far forecast lies in the past")
+		}
+	})
+}
+
+func BenchmarkPacer(b *testing.B) {
+	p := newPacer(1e6, 0)
+	p.limiter.SetBurst(math.MaxInt32)
+	for b.Loop() {
+		p.written(p.acquire(nil, yes))
+	}
+}
+
+// arrivals serves like the API and notes when requests come in.
+type arrivals struct {
+	mu    sync.Mutex
+	times []time.Time
+	delay func() time.Duration
+	body  func(n int) string
+}
+
+func (a *arrivals) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a.mu.Lock()
+	a.times = append(a.times, time.Now())
+	n := len(a.times)
+	a.mu.Unlock()
+	_ = r.ParseMultipartForm(1 << 20)
+	time.Sleep(a.delay())
+	body := success
+	if a.body != nil {
+		body = a.body(n)
+	}
+	_, _ = io.WriteString(w, body)
+}
+
+// load keeps an Upstream busy with orders from many goroutines for a while.
+func load(t *testing.T, u *Upstream, workers int, d time.Duration, shop func(n int) string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i := range workers {
+		wg.Go(func() {
+			for n := i; ctx.Err() == nil; n += workers {
+				turn, err := u.Admit(ctx, shopOrder(shop(n), n+1))
+				if err != nil {
+					return
+				}
+				turn.Send(ctx, time.Now().Add(5*time.Second))
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// The whole way through: under load, no second at the API holds more than ten
+// calls, at least 98 % of the rate is used, and only a few orders are let in
+// ahead of their tokens.
+func TestRateUnderLoad(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	synctest.Test(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(seed, 0))
+		var mu sync.Mutex
+		api := &arrivals{delay: func() time.Duration {
+			mu.Lock()
+			defer mu.Unlock()
+			return 800*time.Millisecond + time.Duration(rng.Int64N(int64(800*time.Millisecond)))
+		}}
+		u, stop := inMemory(t, func(c *Config) {
+			c.Accounts[0].RatePerSecond = 10
+			c.RateJitter = testJitter
+		}, api.ServeHTTP)
+		defer stop()
+		const span = 120 * time.Second
+		most := 0
+		ticker := time.NewTicker(7 * time.Millisecond)
+		done := make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for {
+				select {
+				case <-ticker.C:
+					a := u.accounts[0]
+					a.mu.Lock()
+					most = max(most, len(a.unsent))
+					a.mu.Unlock()
+				case <-done:
+					return
+				}
+			}
+		})
+		load(t, u, 40, span, func(int) string { return "S1" })
+		close(done)
+		wg.Wait()
+		ticker.Stop()
+		if n := busiest(api.times, 0); n > 10 {
+			t.Errorf("%d calls within one second", n)
+		}
+		if n := float64(len(api.times)); n < 0.98*10*span.Seconds() {
+			t.Errorf("%g calls in %s are only %.1f %% of the rate", n, span, n/span.Seconds()*10)
+		}
+		if most > 4 {
+			t.Errorf("%d orders were let in ahead of their tokens", most)
+		}
+		t.Logf("%d calls, at most %d in one second, at most %d orders ahead", len(api.times), busiest(api.times, 0), most)
+	})
+}
+
+// Where connections and orders take long to prepare, orders are let in earlier,
+// so that the rate is still used.
+func TestRateWithSlowPreparation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := &arrivals{delay: func() time.Duration { return 1200 * time.Millisecond }}
+		u, stop := inMemory(t, func(c *Config) {
+			c.Accounts[0].RatePerSecond = 10
+			c.RateJitter = testJitter
+		}, api.ServeHTTP)
+		defer stop()
+		ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
+		defer cancel()
+		var wg sync.WaitGroup
+		for i := range 60 {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					turn, err := u.Admit(ctx, order(i+1))
+					if err != nil {
+						return
+					}
+					time.Sleep(700 * time.Millisecond) // a claim in a slow ledger
+					turn.Send(ctx, time.Now().Add(5*time.Second))
+				}
+			})
+		}
+		wg.Wait()
+		if n := busiest(api.times, 0); n > 10 {
+			t.Errorf("%d calls within one second", n)
+		}
+		if n := len(api.times); n < 1150 {
+			t.Errorf("%d calls in 120s, want almost 10 per second", n)
+		}
+	})
+}
+
+// At a slow rate an order is let in just before its token.
+func TestAdmitAtSlowRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := &arrivals{delay: func() time.Duration { return time.Second }}
+		u, stop := inMemory(t, func(c *Config) { c.Accounts[0].RatePerSecond = 0.1 }, api.ServeHTTP)
+		defer stop()
+		send(t, u, order(1))
+		for i := range 3 {
+			turn, err := u.Admit(t.Context(), order(i+2))
+			if err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			turn.Send(t.Context(), time.Now().Add(5*time.Second))
+			if d := time.Since(start) - time.Second; d > lead+time.Millisecond {
+				t.Errorf("order waited %s for its token", d)
+			}
+		}
+	})
+}
+
+// Without a rate worth the name, the calls in flight are what is limited.
+func TestInFlightLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := &arrivals{delay: func() time.Duration { return time.Second }}
+		u, stop := inMemory(t, func(c *Config) { c.MaxInFlight = 7 }, api.ServeHTTP)
+		defer stop()
+		load(t, u, 30, 10*time.Second+time.Millisecond, func(int) string { return "S1" })
+		if n := len(api.times); n != 7*11 {
+			t.Errorf("got %d calls in 10s, want 77", n)
+		}
+		if most := busiest(api.times, 0); most > 14 {
+			t.Errorf("%d calls in one second", most)
+		}
+	})
+}
+
+func BenchmarkSend(b *testing.B) {
+	network := newPipes()
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		_, _ = io.WriteString(w, success)
+	})}
+	go func() { _ = server.Serve(network) }()
+	b.Cleanup(func() { _ = server.Close() })
+	cfg := testConfig("http://api.test/")
+	cfg.DialContext = network.dial
+	cfg.Registerer = prometheus.NewRegistry()
+	cfg.Accounts[0].RatePerSecond = 1e6
+	u, err := New(cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(u.CloseIdleConnections)
+	ctx := b.Context()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			turn, err := u.Admit(ctx, order(1))
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			turn.Send(ctx, time.Time{})
+		}
+	})
+}

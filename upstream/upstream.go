@@ -1,0 +1,323 @@
+package upstream
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"packship/schema"
+)
+
+// Upstream is the shipping API, as packship calls it. It is safe for concurrent
+// use.
+type Upstream struct {
+	cfg       Config
+	transport *http.Transport
+	metrics   *metrics
+	accounts  []*account
+	byShop    map[string]*account
+	fallback  *account // serves the shops in no account; nil if nobody does
+}
+
+// New returns an Upstream. Calls can be made at once; Run keeps it up to date.
+func New(cfg Config) (*Upstream, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if cfg.HaltProbe == 0 {
+		cfg.HaltProbe = defaultHaltProbe
+	}
+	if cfg.UnknownShop == "" {
+		cfg.UnknownShop = UnknownDefault
+	}
+	if cfg.WaybillCheck == "" {
+		cfg.WaybillCheck = CheckWarn
+	}
+	if cfg.Carriers == nil {
+		cfg.Carriers = builtIn
+	}
+	u := &Upstream{cfg: cfg, byShop: map[string]*account{}}
+	u.transport = newTransport(&u.cfg)
+	var err error
+	if u.metrics, err = newMetrics(cfg.Registerer, cfg.Accounts); err != nil {
+		return nil, err
+	}
+	for i := range cfg.Accounts {
+		a, err := newAccount(&u.cfg, &cfg.Accounts[i], u.metrics)
+		if err != nil {
+			return nil, err
+		}
+		u.accounts = append(u.accounts, a)
+		for _, shop := range cfg.Accounts[i].Shops {
+			u.byShop[shop] = a
+		}
+		if cfg.UnknownShop == UnknownDefault && (a.name == DefaultAccount || len(cfg.Accounts) == 1) {
+			u.fallback = a
+		}
+	}
+	return u, nil
+}
+
+// tokenPoll is how often the token files are read. A mounted secret is replaced
+// by a symbolic link, which no file watcher sees everywhere alike.
+const tokenPoll = 2 * time.Second
+
+// Run follows the token files until ctx ends, and then returns nil.
+func (u *Upstream) Run(ctx context.Context) error {
+	defer u.CloseIdleConnections()
+	ticker := time.NewTicker(tokenPoll)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			for _, a := range u.accounts {
+				a.readToken()
+			}
+		}
+	}
+}
+
+// Serves reports whether the event's shop is this deployment's business.
+func (u *Upstream) Serves(p *schema.Packed) bool {
+	return u.cfg.UnknownShop != UnknownSkip || u.accountOf(p.ShopID) != nil
+}
+
+// accountOf returns the account that calls for the shop, nil if none does.
+func (u *Upstream) accountOf(shop string) *account {
+	if a := u.byShop[shop]; a != nil {
+		return a
+	}
+	return u.fallback
+}
+
+// errNoAccount is what Admit returns for a shop that Serves or Validate turns
+// away.
+var errNoAccount = errors.New("its shop is in no account")
+
+// Admit blocks until a call may be made for the event before long: its account
+// and shop are not held, the breaker lets a call through, there is a place among
+// the calls in flight, and the rate limit is about to let one more go. It serves
+// those who wait first come, first served, except for orders of parked shops,
+// which wait apart. It returns an error only if ctx ends, or if no account
+// serves the shop. The Turn is to be used or left without delay.
+func (u *Upstream) Admit(ctx context.Context, p *schema.Packed) (*Turn, error) {
+	a := u.accountOf(p.ShopID)
+	if a == nil {
+		return nil, fmt.Errorf("upstream: admit %s: %w", p.TID, errNoAccount)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("upstream: admit %s: %w", p.TID, err)
+	}
+	w := &waiter{packed: p, since: time.Now(), granted: make(chan *Turn, 1)}
+	a.enqueue(w)
+	select {
+	case t := <-w.granted:
+		t.upstream = u
+		return t, nil
+	case <-ctx.Done():
+		a.withdraw(w)
+		return nil, fmt.Errorf("upstream: admit %s: %w", p.TID, ctx.Err())
+	}
+}
+
+// Backoff returns the pause before the n-th retry of an order, n from 1. It
+// doubles from one to the next up to a bound, and is drawn from the upper half,
+// so that orders that failed together do not come back together.
+func (u *Upstream) Backoff(n int) time.Duration {
+	d := u.cfg.RetryBackoff
+	for range max(n, 1) - 1 {
+		if d >= u.cfg.RetryBackoffMax {
+			break
+		}
+		d *= 2
+	}
+	d = min(d, u.cfg.RetryBackoffMax)
+	return d/2 + rand.N(d/2+1)
+}
+
+// Accounts returns the state of all accounts, in the order of the settings.
+func (u *Upstream) Accounts() []AccountStatus {
+	all := make([]AccountStatus, len(u.accounts))
+	for i, a := range u.accounts {
+		all[i] = a.status()
+	}
+	return all
+}
+
+// ParkedShops returns the shops whose orders are held, sorted by id.
+func (u *Upstream) ParkedShops() []ParkedShop {
+	shops := []ParkedShop{}
+	for _, a := range u.accounts {
+		shops = a.parkedShops(shops)
+	}
+	slices.SortFunc(shops, func(a, b ParkedShop) int { return strings.Compare(a.ShopID, b.ShopID) })
+	return shops
+}
+
+// Spending returns what was called and charged for each shop since the start,
+// by account and shop.
+func (u *Upstream) Spending() []Spending {
+	all := []Spending{}
+	for _, a := range u.accounts {
+		all = a.spendings(all)
+	}
+	return all
+}
+
+// Resume lets a halted account try one order, after a repair, and ends a pause.
+// It reports false if there is no such account.
+func (u *Upstream) Resume(name string) bool {
+	for _, a := range u.accounts {
+		if a.name == name {
+			a.resume()
+			return true
+		}
+	}
+	return false
+}
+
+// Unpark lets a parked shop try one order, after a repair. It reports false if
+// the shop is neither parked nor listed in an account.
+func (u *Upstream) Unpark(shop string) bool {
+	a := u.accountOf(shop)
+	return a != nil && a.unpark(shop) || u.byShop[shop] != nil
+}
+
+// CloseIdleConnections closes the connections that no call uses.
+func (u *Upstream) CloseIdleConnections() { u.transport.CloseIdleConnections() }
+
+// Turn is a place in front of the rate limiter. It is used once: Send makes the
+// call, Leave gives the place back.
+type Turn struct {
+	upstream *Upstream
+	account  *account
+	packed   *schema.Packed
+	since    time.Time
+	granted  time.Time
+
+	// The rest is guarded by the account's mu.
+
+	done func(error) // of the breaker; nil once it is called
+	// probe and shopProbe mark the one order that tries a held account or shop,
+	// trial the one that tries a half-open breaker.
+	probe, shopProbe, trial bool
+	state                   turnState
+	revoked                 bool                    // it must not leave any more
+	drop                    context.CancelCauseFunc // ends the wait of a Send
+	epoch                   int                     // of the account when its token was read
+}
+
+type turnState int
+
+const (
+	turnGranted turnState = iota
+	turnSending
+	turnLeft // the request has left
+	turnOver
+)
+
+var errTooLate = errors.New("upstream: the call could not leave in time")
+
+// slowDial is how long a connection may take to be made before a call that
+// could not leave in time for it counts as one that could not reach the API.
+const slowDial = time.Second
+
+// freshTries bounds how often a call that found its connection closed by the
+// API takes another one. Nothing was sent on those.
+const freshTries = 3
+
+// Send makes one call. Until the first byte is written it gives up when gate
+// ends or startBy passes, or when the account or shop is held meanwhile, and
+// answers that nothing was reached. From then on only the call's own time limit
+// ends it. A zero startBy sets no limit.
+func (t *Turn) Send(gate context.Context, startBy time.Time) schema.Answer {
+	a, u := t.account, t.upstream
+	deadline := func() {}
+	if !startBy.IsZero() {
+		gate, deadline = context.WithDeadlineCause(gate, startBy, errTooLate)
+	}
+	defer deadline()
+	ready, drop := context.WithCancelCause(gate)
+	defer drop(nil)
+	token, ok := a.begin(t, drop)
+	if !ok {
+		return notSent()
+	}
+	body, contentType := form(t.packed, a.vvtype)
+	start := time.Now()
+	for try := 1; ; try++ {
+		l := newLaunch(ready, a.pacer, func() bool { return a.depart(t) })
+		x := u.do(l, token, contentType, body)
+		if x.left {
+			return a.conclude(t, x, l)
+		}
+		why := context.Cause(ready)
+		switch {
+		case why == nil && l.refusal() == errNotAllowed: //nolint:errorlint // never wrapped
+			return a.giveUp(t, nil)
+		case why == nil && x.reused && try < freshTries:
+			continue
+		case why == nil:
+			return a.giveUp(t, cmp.Or(x.err, l.refusal()))
+		case errors.Is(why, errTooLate) && !x.connected && time.Since(start) >= slowDial:
+			return a.giveUp(t, errTooLate)
+		default:
+			return a.giveUp(t, nil)
+		}
+	}
+}
+
+// Leave gives the place back if it has not been used. It may always be called.
+func (t *Turn) Leave() { t.account.leave(t) }
+
+// AccountStatus is the state of an account.
+type AccountStatus struct {
+	Name string `json:"name"`
+	// State is sending, paused, halted or idle; Reason says why, if it does
+	// not send.
+	State  string `json:"state"`
+	Reason string `json:"reason,omitempty"`
+	// Since is when the account was halted.
+	Since *time.Time `json:"since,omitempty"`
+	// Breaker is closed, half_open or open.
+	Breaker string `json:"breaker"`
+	// Rate is the calls per second that the account may make; it is lower than
+	// the setting after the API has throttled.
+	Rate     float64 `json:"rate"`
+	InFlight int     `json:"in_flight"`
+	Waiting  int     `json:"waiting"`
+	// Calls counts the calls that were sent, Charged those that cost something,
+	// and Spent the points.
+	Calls   int64 `json:"calls"`
+	Charged int64 `json:"charged"`
+	Spent   int64 `json:"spent"`
+}
+
+// ParkedShop is a shop whose orders are held.
+type ParkedShop struct {
+	ShopID  string    `json:"shop_id"`
+	Account string    `json:"account"`
+	Reason  string    `json:"reason"`
+	Since   time.Time `json:"since"`
+	Waiting int       `json:"waiting"`
+	// URL is where the shop's owner authorises it. It is for the operator's
+	// eyes, and must not get into logs or events.
+	URL string `json:"url,omitempty"`
+}
+
+// Spending is what was called and charged for one shop.
+type Spending struct {
+	Account string `json:"account"`
+	ShopID  string `json:"shop_id"`
+	Calls   int64  `json:"calls"`
+	Charged int64  `json:"charged"`
+	Points  int64  `json:"points"`
+}
