@@ -1,0 +1,387 @@
+package ledger
+
+import (
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"packship/schema"
+)
+
+// fold is the state of the shipments of one ledger partition: what its records,
+// taken in the order of the log, amount to. It does no I/O and looks at no
+// clock, so that all replicas that have read the same records have the same
+// state, and so that a test can explore it.
+//
+// A shipment is in one of these states:
+//
+//	none       nothing is known of it
+//	released   attempts were made, all of them known not to have been executed,
+//	           or in doubt; the next intent gets it, in the same round
+//	held       an attempt holds it
+//	failed     the round has ended with a failure; an intent for an event that no
+//	           round has answered opens the next one
+//	shipped    for good
+//
+// What a record does:
+//
+//	in state                 record                   becomes
+//	none, released, failed   intent(A) that fits      held(A)
+//	held(B)                  takeover(A, prev = B)    held(A), in doubt
+//	held(A)                  release(A)               released
+//	held(A)                  outcome(A, failed)       failed
+//	all but shipped          outcome(any, shipped)    shipped
+//	held(A)                  bye(incarnation of A)    held(A), free at once unless listed
+//
+// and nothing else does anything. An intent fits if it was made for the state it
+// meets: it names the round that it opens or joins, it knows of a doubt that
+// there is, and its event has not been answered. Without that an outcome that
+// was composed beforehand could carry the id of another round, or forget the
+// doubt.
+//
+// Doubt means that an attempt has an unknown outcome. It comes with a takeover,
+// with a failure that says so, or with an intent whose writer knew; it is never
+// taken back, because a definite answer to a later attempt says nothing about an
+// earlier one.
+//
+// A failure answers the event that its attempt acted for, and those of the
+// attempts that were taken over in its round: their calls may have been made, so
+// that another round for them would be a blind repeat.
+type fold struct {
+	// lease is how long after a holder's record was read its attempt may still
+	// take effect.
+	lease time.Duration
+
+	// open has the shipments that are held or released.
+	open map[schema.Key]*open
+	// days has those that are settled, by the day of the outcome's record, so
+	// that the horizon forgets whole maps. The newest day is first.
+	days []*day
+}
+
+// open is a shipment that is held or released.
+type open struct {
+	holder   string // the attempt that holds it, "" if it is released
+	event    string // that the holder acts for
+	released string // the attempt that was released last
+	round    int
+	attempts int  // that may have been executed, the holder's not included
+	doubt    bool // one of them has an unknown outcome
+	read     time.Time
+	freeAt   time.Time
+	day      int
+	answered []answer // by earlier rounds
+	// unsure has the events of attempts of this round that were taken over.
+	// The round's outcome answers them too.
+	unsure []schema.EventHash
+}
+
+// day is what was settled on one day.
+type day struct {
+	n       int
+	settled map[schema.Key]place
+	failed  map[schema.Key]failure // more about the failures in settled
+}
+
+// place packs what is kept of every outcome into a word: 47 bits of offset, 16
+// of round, and whether it is a failure.
+type place uint64
+
+const (
+	maxRound  = 1<<16 - 1
+	maxOffset = 1<<47 - 1
+)
+
+func placeOf(offset int64, round int, failed bool) place {
+	p := place(offset&maxOffset)<<17 | place(round&maxRound)<<1 //nolint:gosec // both are masked
+	if failed {
+		p |= 1
+	}
+	return p
+}
+
+func (p place) offset() int64 { return int64(p >> 17) } //nolint:gosec // 47 bits
+func (p place) round() int    { return int(p >> 1 & maxRound) }
+func (p place) failed() bool  { return p&1 != 0 }
+
+// answer says where the outcome stands that answers an event.
+type answer struct {
+	event schema.EventHash
+	at    place
+}
+
+// failure is a shipment whose last round has failed.
+type failure struct {
+	event    schema.EventHash // that the last holder acted for
+	attempts uint16
+	doubt    bool
+	earlier  *[]answer // to other events, nil if there were none
+}
+
+func newFold(lease time.Duration) *fold {
+	return &fold{lease: lease, open: make(map[schema.Key]*open)}
+}
+
+// entry is a record with where it stands and what it is about.
+type entry struct {
+	record
+	key    schema.Key
+	offset int64
+	time   time.Time // the record's timestamp
+	read   time.Time // when this process has read it, on its monotonic clock
+}
+
+// hash returns the short name of the entry's event.
+func (e *entry) hash() schema.EventHash { return schema.HashEvent(e.Event) }
+
+// apply folds one record in. It reports whether it changed anything.
+func (f *fold) apply(e *entry) bool {
+	switch e.Kind {
+	case kindIntent:
+		return f.intent(e)
+	case kindTakeover:
+		return f.takeover(e)
+	case kindRelease:
+		return f.release(e)
+	case kindOutcome:
+		if e.verdict == schema.Shipped {
+			return f.shipped(e)
+		}
+		return f.fail(e)
+	case kindBye:
+		return len(f.bye(e)) > 0
+	default:
+		return false
+	}
+}
+
+func (f *fold) intent(e *entry) bool {
+	o := f.open[e.key]
+	switch d, at, settled := f.settled(e.key); {
+	case o != nil && (o.holder != "" || o.released == e.Attempt):
+		// A released attempt is over: what comes late is a copy of its intent.
+		return false
+	case o != nil:
+	case settled && !at.failed():
+		return false
+	case settled:
+		failed := d.failed[e.key]
+		o = &open{
+			round:    at.round() + 1,
+			attempts: int(failed.attempts),
+			doubt:    failed.doubt,
+			answered: failed.answers(at),
+		}
+	default:
+		o = &open{round: 1}
+	}
+	if e.Round != o.round || o.doubt && !e.Doubt || len(o.answered) > 0 && o.answers(e.hash()) != 0 {
+		return false
+	}
+	if f.open[e.key] == nil {
+		f.forget(e.key)
+		f.open[e.key] = o
+	}
+	o.doubt = e.Doubt
+	f.hold(o, e)
+	return true
+}
+
+func (f *fold) takeover(e *entry) bool {
+	o := f.open[e.key]
+	if o == nil || o.holder != e.Prev {
+		return false
+	}
+	o.attempts++ // that of the previous holder
+	o.doubt = true
+	if was := schema.HashEvent(o.event); !slices.Contains(o.unsure, was) {
+		o.unsure = append(o.unsure, was)
+	}
+	f.hold(o, e)
+	return true
+}
+
+// hold gives the shipment to the attempt of a record.
+func (f *fold) hold(o *open, e *entry) {
+	o.holder, o.event, o.released = e.Attempt, e.Event, ""
+	o.read, o.freeAt = e.read, e.read.Add(f.lease)
+	o.day = dayOf(e.time)
+}
+
+func (f *fold) release(e *entry) bool {
+	o := f.open[e.key]
+	if o == nil || o.holder != e.Attempt {
+		return false
+	}
+	o.holder, o.released = "", e.Attempt
+	o.day = dayOf(e.time)
+	return true
+}
+
+func (f *fold) shipped(e *entry) bool {
+	if _, at, settled := f.settled(e.key); settled && !at.failed() {
+		return false
+	}
+	f.forget(e.key)
+	delete(f.open, e.key)
+	f.day(e.time).settled[e.key] = placeOf(e.offset, e.Round, false)
+	return true
+}
+
+func (f *fold) fail(e *entry) bool {
+	o := f.open[e.key]
+	if o == nil || o.holder != e.Attempt {
+		return false
+	}
+	attempts := o.attempts
+	if !e.Uncalled {
+		attempts++
+	}
+	at := placeOf(e.offset, o.round, true)
+	event := schema.HashEvent(o.event)
+	failed := failure{
+		event:    event,
+		attempts: uint16(min(attempts, math.MaxUint16)), //nolint:gosec // bounded
+		doubt:    o.doubt || e.Doubt,
+	}
+	earlier := slices.Clone(o.answered)
+	for _, other := range o.unsure {
+		if other != event {
+			earlier = append(earlier, answer{event: other, at: at})
+		}
+	}
+	if len(earlier) > 0 {
+		failed.earlier = &earlier
+	}
+	delete(f.open, e.key)
+	d := f.day(e.time)
+	d.settled[e.key] = at
+	d.failed[e.key] = failed
+	return true
+}
+
+// bye frees the shipments held by attempts of an incarnation that is gone, but
+// for those that it lists. It returns the keys of what it freed.
+func (f *fold) bye(e *entry) []schema.Key {
+	var freed []schema.Key
+	for key, o := range f.open {
+		if o.holder != "" && incarnationOf(o.holder) == e.Incarnation && !slices.Contains(e.Open, o.holder) && o.freeAt.After(e.read) {
+			o.freeAt = e.read
+			freed = append(freed, key)
+		}
+	}
+	return freed
+}
+
+// standing tells where a shipment stands for an event, and, if the event is
+// answered, at which offset the outcome is that answers it.
+func (f *fold) standing(key schema.Key, event schema.EventHash) (st schema.Standing, offset int64, known bool) {
+	if o := f.open[key]; o != nil {
+		st = schema.Standing{State: schema.StateOpen, Round: o.round, Attempts: o.attempts, Doubt: o.doubt}
+		if at := o.answers(event); at != 0 {
+			st.State, st.Round = schema.StateSettled, at.round()
+			return st, at.offset(), true
+		}
+		if o.holder != "" {
+			st.State, st.Holder, st.FreeAt = schema.StateHeld, o.holder, o.freeAt
+		}
+		return st, 0, true
+	}
+	d, at, settled := f.settled(key)
+	if !settled {
+		return schema.Standing{State: schema.StateOpen, Round: 1}, 0, false
+	}
+	if !at.failed() {
+		return schema.Standing{State: schema.StateSettled, Round: at.round()}, at.offset(), true
+	}
+	failed := d.failed[key]
+	st = schema.Standing{State: schema.StateOpen, Round: at.round() + 1, Attempts: int(failed.attempts), Doubt: failed.doubt}
+	for _, a := range failed.answers(at) {
+		if a.event == event {
+			st.State, st.Round = schema.StateSettled, a.at.round()
+			return st, a.at.offset(), true
+		}
+	}
+	return st, 0, true
+}
+
+// answers returns where the outcome stands that an earlier round gave to an
+// event, 0 if none did.
+func (o *open) answers(event schema.EventHash) place {
+	for _, a := range o.answered {
+		if a.event == event {
+			return a.at
+		}
+	}
+	return 0
+}
+
+// answers lists all answers of a failure, of which the last is at a place.
+func (f *failure) answers(at place) []answer {
+	last := answer{event: f.event, at: at}
+	if f.earlier == nil {
+		return []answer{last}
+	}
+	return append(slices.Clip(*f.earlier), last)
+}
+
+// settled finds the outcome of a shipment.
+func (f *fold) settled(key schema.Key) (*day, place, bool) {
+	for _, d := range f.days {
+		if at, ok := d.settled[key]; ok {
+			return d, at, true
+		}
+	}
+	return nil, 0, false
+}
+
+// forget drops the outcome of a shipment.
+func (f *fold) forget(key schema.Key) {
+	if d, _, ok := f.settled(key); ok {
+		delete(d.settled, key)
+		delete(d.failed, key)
+	}
+}
+
+// day returns the maps for the outcomes of a time.
+func (f *fold) day(t time.Time) *day {
+	n := dayOf(t)
+	i, found := slices.BinarySearchFunc(f.days, n, func(d *day, n int) int { return n - d.n })
+	if !found {
+		d := &day{n: n, settled: make(map[schema.Key]place), failed: make(map[schema.Key]failure)}
+		f.days = slices.Insert(f.days, i, d)
+	}
+	return f.days[i]
+}
+
+// expire forgets what was last touched before a day.
+func (f *fold) expire(before int) {
+	f.days = slices.DeleteFunc(f.days, func(d *day) bool { return d.n < before })
+	for key, o := range f.open {
+		if o.day < before {
+			delete(f.open, key)
+		}
+	}
+}
+
+// entries counts the shipments that are known.
+func (f *fold) entries() int {
+	n := len(f.open)
+	for _, d := range f.days {
+		n += len(d.settled)
+	}
+	return n
+}
+
+// dayOf numbers the days of UTC.
+func dayOf(t time.Time) int {
+	const secondsPerDay = 24 * 60 * 60
+	return int(t.Unix() / secondsPerDay)
+}
+
+// incarnationOf returns the process that an attempt is of: all of its id but the
+// counter.
+func incarnationOf(attempt string) string {
+	return attempt[:max(0, strings.LastIndexByte(attempt, '/'))]
+}

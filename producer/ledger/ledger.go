@@ -1,0 +1,478 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/segmentio/kafka-go"
+	"golang.org/x/sync/errgroup"
+
+	"packship/producer"
+	"packship/producer/internal/outage"
+	"packship/schema"
+)
+
+// Config is what a Ledger needs.
+type Config struct {
+	Client *kafka.Client
+	Topic  string
+	// Partitions is the number of partitions of the topic, fixed for ever.
+	Partitions int
+	// Horizon is how long the topic keeps its records.
+	Horizon time.Duration
+
+	// A call under an attempt begins within StartBy of the append of its
+	// record and ends within CallTimeout, and the API may go on working on it
+	// for Settle. After all three, and not before, somebody else may try.
+	StartBy     time.Duration
+	CallTimeout time.Duration
+	Settle      time.Duration
+
+	// Instance names this process among the replicas.
+	Instance string
+
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+func (c *Config) validate() error {
+	var errs []error
+	need := func(ok bool, what string) {
+		if !ok {
+			errs = append(errs, errors.New("ledger: "+what))
+		}
+	}
+	need(c.Client != nil && c.Logger != nil, "a client and a logger are needed")
+	need(c.Topic != "", "the name of the topic is needed")
+	need(c.Instance != "", "a name of this instance is needed")
+	need(c.Partitions > 0, "the number of partitions must be positive")
+	need(c.Horizon > 0, "the horizon must be positive")
+	need(c.StartBy > 0 && c.CallTimeout > 0 && c.Settle >= 0, "the time limits of a call must be positive")
+	return errors.Join(errs...)
+}
+
+// Ledger is a replica of the ledger and the way to write to it. It is safe for
+// concurrent use. Its answers are those of the whole log only after
+// [Ledger.WaitReady], and after [Ledger.CatchUp] wherever another process may
+// have written.
+type Ledger struct {
+	cfg        Config
+	self       string        // instance and incarnation
+	made       atomic.Uint64 // attempts made by this process
+	appender   *producer.Appender
+	partitions []*partition
+	metrics    *metrics
+	reading    *outage.Log
+	log        *slog.Logger
+
+	started  time.Time
+	behind   atomic.Int32  // partitions that have not been read to the end seen at the start
+	ready    chan struct{} // closed when that falls to 0
+	restored time.Duration // set before ready is closed
+	closed   atomic.Bool
+
+	damage  atomic.Pointer[string]
+	refused chan struct{} // closed after refusal is set
+	refusal error
+
+	// orphans are attempts to be released although nobody waits for it.
+	orphans chan orphan
+	// stored caches outcomes that were fetched, by partition.
+	stored []*readAhead
+}
+
+// orphan is an attempt that no call is made under and whose shipment should not
+// have to wait until that is obvious to the other replicas.
+type orphan struct {
+	p        *partition
+	shipment string // canonical
+	attempt  string
+	why      string
+}
+
+// New returns a Ledger. It does not connect to anything; [Ledger.Run] does.
+func New(cfg Config) (*Ledger, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	log := cfg.Logger.With("topic", cfg.Topic)
+	l := &Ledger{
+		cfg:      cfg,
+		self:     cfg.Instance + "/" + uuid.NewString()[:8],
+		appender: producer.NewAppender(producer.AppenderConfig{Client: cfg.Client, Topic: cfg.Topic, Logger: cfg.Logger}),
+		reading:  outage.New(log, "reading the ledger", remedy),
+		log:      log,
+		started:  time.Now(),
+		ready:    make(chan struct{}),
+		refused:  make(chan struct{}),
+		orphans:  make(chan orphan, 1024),
+	}
+	// Clocks may run at rates that differ by a percent.
+	lease := (cfg.StartBy + cfg.CallTimeout + cfg.Settle) * 101 / 100
+	for n := range cfg.Partitions {
+		l.partitions = append(l.partitions, newPartition(n, lease))
+		l.stored = append(l.stored, newReadAhead())
+	}
+	l.behind.Store(int32(cfg.Partitions)) //nolint:gosec // a partition count
+	l.metrics = newMetrics(cfg.Registerer, l)
+	return l, nil
+}
+
+// Run reads the ledger until ctx ends, and sees to its housekeeping. It returns
+// an error only if the ledger cannot be used as it is, which only a person can
+// change.
+func (l *Ledger) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, p := range l.partitions {
+		g.Go(func() error { return l.tail(ctx, p) })
+	}
+	g.Go(func() error {
+		l.releaseOrphans(ctx)
+		return nil
+	})
+	if err := g.Wait(); err != nil {
+		l.refusal = err
+		close(l.refused)
+		return err
+	}
+	return nil
+}
+
+// Ready reports whether the ledger has been read up to where it ended when that
+// began, and if not, why.
+func (l *Ledger) Ready() (bool, string) {
+	select {
+	case <-l.ready:
+		return true, ""
+	case <-l.refused:
+		return false, l.refusal.Error()
+	default:
+		return false, fmt.Sprintf("reading the ledger: %d of %d partitions to go", l.behind.Load(), l.cfg.Partitions)
+	}
+}
+
+// WaitReady blocks until the ledger is ready, or cannot become it, or ctx ends.
+func (l *Ledger) WaitReady(ctx context.Context) error {
+	select {
+	case <-l.ready:
+		return nil
+	case <-l.refused:
+		return l.refusal
+	case <-ctx.Done():
+		return fmt.Errorf("ledger: wait until %s is read: %w", l.cfg.Topic, context.Cause(ctx))
+	}
+}
+
+// CatchUp blocks until everything has been read that was in the ledger when it
+// was called.
+func (l *Ledger) CatchUp(ctx context.Context) error {
+	if err := l.WaitReady(ctx); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for _, p := range l.partitions {
+		g.Go(func() error {
+			// Only a leader answers with the end of the log; a follower
+			// that answers a fetch may be behind.
+			end, err := l.inspect(ctx, p)
+			if err != nil {
+				return err
+			}
+			return l.readUpTo(ctx, p, end)
+		})
+	}
+	return g.Wait()
+}
+
+// readUpTo waits until an offset is the next to be read, or lies behind.
+func (l *Ledger) readUpTo(ctx context.Context, p *partition, end int64) error {
+	for {
+		next, moved := p.position()
+		if next >= end {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-l.refused:
+			return l.refusal
+		case <-ctx.Done():
+			return fmt.Errorf("ledger: wait until %s/%d is read: %w", l.cfg.Topic, p.n, context.Cause(ctx))
+		}
+	}
+}
+
+// partition returns the partition of a shipment.
+func (l *Ledger) partition(s *schema.Shipment) *partition {
+	return l.partitions[s.Order().LedgerPartition(len(l.partitions))]
+}
+
+// standing tells where a shipment stands, and at which offset the outcome is if
+// it is settled. The caller holds the partition's mutex.
+func (l *Ledger) standing(p *partition, key schema.Key, event schema.EventHash) (schema.Standing, int64) {
+	st, offset, known := p.fold.standing(key, event)
+	st.Mine = st.Holder != "" && strings.HasPrefix(st.Holder, l.self+"/")
+	if !known && l.damage.Load() != nil {
+		st.Doubt = true
+	}
+	return st, offset
+}
+
+// Look tells where the shipment stands for the packed event.
+func (l *Ledger) Look(s *schema.Shipment, event string) schema.Standing {
+	p := l.partition(s)
+	key, hash := s.Key(), schema.HashEvent(eventID(event))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	st, _ := l.standing(p, key, hash)
+	return st
+}
+
+// Wait blocks until the shipment stands differently for the packed event than
+// seen, or may be taken over earlier, or until the time until. It returns the
+// context's error if that ends first.
+func (l *Ledger) Wait(ctx context.Context, s *schema.Shipment, event string, seen schema.Standing, until time.Time) error {
+	p := l.partition(s)
+	key, hash := s.Key(), schema.HashEvent(eventID(event))
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	for {
+		p.mu.Lock()
+		st, _ := l.standing(p, key, hash)
+		if st.State != seen.State || st.Holder != seen.Holder || st.Round != seen.Round || st.FreeAt.Before(seen.FreeAt) {
+			p.mu.Unlock()
+			return nil
+		}
+		changed, unwatch := p.watch(key)
+		p.mu.Unlock()
+		select {
+		case <-changed:
+			unwatch()
+		case <-timer.C:
+			unwatch()
+			return nil
+		case <-ctx.Done():
+			unwatch()
+			return fmt.Errorf("ledger: wait for %s: %w", s.TID, context.Cause(ctx))
+		}
+	}
+}
+
+// Claim appends an intent, or, if prev is not empty, a takeover from the attempt
+// prev, waits until it has read its own record, and reports whether this process
+// now holds the shipment. Without an error and without the hold somebody else
+// was first, or the shipment stands differently than it did.
+//
+// A hold whose StartBy has passed without a call should be released and claimed
+// anew: a takeover would put the shipment in doubt.
+//
+// If ctx ends first the attempt may be in the log all the same. No call was made
+// under it, so it is released in the background; should that fail, the other
+// replicas wait as for any attempt they hear no more of.
+func (l *Ledger) Claim(ctx context.Context, s *schema.Shipment, event, prev string) (schema.Hold, bool, error) {
+	event = eventID(event)
+	p := l.partition(s)
+	key, hash := s.Key(), schema.HashEvent(event)
+	if l.closed.Load() {
+		return schema.Hold{}, false, fmt.Errorf("ledger: claim %s: the ledger is closed", s.TID)
+	}
+
+	p.mu.Lock()
+	st, _ := l.standing(p, key, hash)
+	p.mu.Unlock()
+	r := record{Kind: kindIntent, Attempt: l.newAttempt(), Event: event, Round: st.Round, Doubt: st.Doubt}
+	if prev == "" && st.State != schema.StateOpen || prev != "" && (st.State != schema.StateHeld || st.Holder != prev) {
+		return schema.Hold{}, false, nil
+	}
+	if prev != "" {
+		if wait := time.Until(st.FreeAt); !st.Mine && wait > 0 {
+			return schema.Hold{}, false, fmt.Errorf("ledger: claim %s: attempt %s may take effect for another %s", s.TID, prev, wait)
+		}
+		r.Kind, r.Prev = kindTakeover, prev
+	}
+
+	p.claim(r.Attempt)
+	h := schema.Hold{Attempt: r.Attempt, StartBy: time.Now().Add(l.cfg.StartBy)}
+	if err := l.write(ctx, p, s, &r); err != nil {
+		l.abandon(orphan{p, s.Canonical(), r.Attempt, "the claim was given up"}, errors.Is(err, producer.ErrMaybeAppended))
+		return schema.Hold{}, false, fmt.Errorf("ledger: claim %s: %w", s.TID, err)
+	}
+	defer p.claimed(r.Attempt)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	o := p.fold.open[key]
+	if o == nil || o.holder != r.Attempt {
+		return schema.Hold{}, false, nil
+	}
+	if prev != "" {
+		l.metrics.takeovers.Inc()
+	}
+	h.Round, h.Prior, h.Doubt = o.round, o.attempts, o.doubt
+	return h, true, nil
+}
+
+// Release says that the hold's attempt has certainly reached nothing, so that
+// the shipment is open again. If ctx ends first this goes on in the background.
+func (l *Ledger) Release(ctx context.Context, s *schema.Shipment, h schema.Hold, why string) error {
+	p := l.partition(s)
+	p.disown(h.Attempt)
+	if err := l.write(ctx, p, s, &record{Kind: kindRelease, Attempt: h.Attempt, Why: why}); err != nil {
+		l.abandon(orphan{p, s.Canonical(), h.Attempt, why}, true)
+		return fmt.Errorf("ledger: release %s: %w", s.TID, err)
+	}
+	return nil
+}
+
+// Settle appends the outcome of a hold and waits until it has read it. The
+// outcome that counts is the one that [Ledger.Stored] returns afterwards; it may
+// be another's.
+func (l *Ledger) Settle(ctx context.Context, s *schema.Shipment, event string, h schema.Hold, o schema.Outcome) error {
+	if want := schema.ResultID(s, h.Round, o.Verdict, o.At); o.ResultID != want {
+		return fmt.Errorf("ledger: settle %s: result id %s is not that of round %d, %s", s.TID, o.ResultID, h.Round, want)
+	}
+	if o.Verdict == schema.Failed && h.Doubt && !o.MaybeShipped {
+		return fmt.Errorf("ledger: settle %s: a failure after an attempt with an unknown outcome must say maybe_shipped", s.TID)
+	}
+	r, err := outcomeRecord(h.Attempt, eventID(event), h.Round, &o)
+	if err != nil {
+		return err
+	}
+	if err := l.write(ctx, l.partition(s), s, r); err != nil {
+		return fmt.Errorf("ledger: settle %s: %w", s.TID, err)
+	}
+	return nil
+}
+
+// Refuse settles a shipment that needs no call: it appends an intent and the
+// outcome, next to each other. Like Settle it may lose; it does not even try if
+// the outcome was made for another round than the shipment is in.
+func (l *Ledger) Refuse(ctx context.Context, s *schema.Shipment, event string, o schema.Outcome) error {
+	event = eventID(event)
+	p := l.partition(s)
+	key, hash := s.Key(), schema.HashEvent(event)
+	p.mu.Lock()
+	st, _ := l.standing(p, key, hash)
+	p.mu.Unlock()
+	if st.State != schema.StateOpen || o.ResultID != schema.ResultID(s, st.Round, o.Verdict, o.At) {
+		return nil
+	}
+	if st.Doubt && !o.MaybeShipped {
+		return fmt.Errorf("ledger: refuse %s: a failure after an attempt with an unknown outcome must say maybe_shipped", s.TID)
+	}
+	attempt := l.newAttempt()
+	intent := &record{Kind: kindIntent, Attempt: attempt, Event: event, Round: st.Round, Doubt: st.Doubt}
+	outcome, err := outcomeRecord(attempt, event, st.Round, &o)
+	if err != nil {
+		return err
+	}
+	outcome.Uncalled = true
+	p.disown(attempt)
+	if err := l.write(ctx, p, s, intent, outcome); err != nil {
+		return fmt.Errorf("ledger: refuse %s: %w", s.TID, err)
+	}
+	return nil
+}
+
+func outcomeRecord(attempt, event string, round int, o *schema.Outcome) (*record, error) {
+	body, err := encodeOutcome(o)
+	if err != nil {
+		return nil, err
+	}
+	return &record{Kind: kindOutcome, Attempt: attempt, Event: event, Round: round, Doubt: o.MaybeShipped, Outcome: body}, nil
+}
+
+func (l *Ledger) newAttempt() string {
+	return fmt.Sprintf("%s/%d", l.self, l.made.Add(1))
+}
+
+// write appends records of a shipment and waits until they have been read back.
+func (l *Ledger) write(ctx context.Context, p *partition, s *schema.Shipment, records ...*record) error {
+	key := []byte(s.Canonical())
+	entries := make([]producer.Entry, len(records))
+	for i, r := range records {
+		value, err := r.encode()
+		if err != nil {
+			return err
+		}
+		entries[i] = producer.Entry{Key: key, Value: value}
+	}
+	begin := time.Now()
+	first, err := l.appender.Append(ctx, p.n, entries...)
+	if err != nil {
+		return err
+	}
+	appended := time.Now()
+	l.metrics.append.Observe(appended.Sub(begin).Seconds())
+	if err := l.readUpTo(ctx, p, first+int64(len(records))); err != nil {
+		return fmt.Errorf("%w: %w", producer.ErrMaybeAppended, err)
+	}
+	l.metrics.readback.Observe(time.Since(appended).Seconds())
+	return nil
+}
+
+// abandon gives an attempt up that no call is made under. If it may be in the
+// log it is released in the background.
+func (l *Ledger) abandon(o orphan, maybeAppended bool) {
+	o.p.disown(o.attempt)
+	if !maybeAppended {
+		return
+	}
+	select {
+	case l.orphans <- o:
+	default: // the lease of the attempt ends by itself
+	}
+}
+
+// releaseOrphans releases what was abandoned, until ctx ends.
+func (l *Ledger) releaseOrphans(ctx context.Context) {
+	const limit = 30 * time.Second
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		select {
+		case o := <-l.orphans:
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(ctx, limit)
+				defer cancel()
+				r := record{Kind: kindRelease, Attempt: o.attempt, Why: o.why}
+				value, err := r.encode()
+				if err == nil {
+					_, err = l.appender.Append(ctx, o.p.n, producer.Entry{Key: []byte(o.shipment), Value: value})
+				}
+				if err != nil {
+					l.log.Debug("attempt not released", "attempt", o.attempt, "err", err)
+				}
+			})
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Close says good-bye in every partition: no attempt of this process is open,
+// but for those that it still holds. Nothing can be claimed afterwards.
+func (l *Ledger) Close(ctx context.Context) error {
+	l.closed.Store(true)
+	g, gctx := errgroup.WithContext(ctx)
+	for _, p := range l.partitions {
+		g.Go(func() error {
+			r := record{Kind: kindBye, Incarnation: l.self, Open: p.openAttempts(l.self)}
+			value, err := r.encode()
+			if err != nil {
+				return err
+			}
+			if _, err := l.appender.Append(gctx, p.n, producer.Entry{Value: value}); err != nil {
+				return fmt.Errorf("ledger: say good-bye: %w", err)
+			}
+			return nil
+		})
+	}
+	return errors.Join(g.Wait(), l.appender.Wait(ctx))
+}

@@ -1,0 +1,135 @@
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/segmentio/kafka-go"
+
+	"packship/schema"
+)
+
+// ErrNotSettled is wrapped by the error of [Ledger.Stored] for an event that no
+// outcome answers.
+var ErrNotSettled = errors.New("the ledger has no outcome for the event")
+
+// Stored returns the outcome that answers the event. It is read from the log,
+// unless it was read a short time ago; the outcomes that follow it in the log
+// come along, so that a replay does not fetch each of them.
+func (l *Ledger) Stored(ctx context.Context, s *schema.Shipment, event string) (schema.Outcome, error) {
+	p := l.partition(s)
+	key, hash := s.Key(), schema.HashEvent(eventID(event))
+	p.mu.Lock()
+	st, offset := l.standing(p, key, hash)
+	body := p.recent.byOffset[offset]
+	p.mu.Unlock()
+	if st.State != schema.StateSettled {
+		return schema.Outcome{}, fmt.Errorf("ledger: outcome of %s: %w", s.TID, ErrNotSettled)
+	}
+	if body == nil {
+		var err error
+		body, err = l.stored[p.n].get(offset, s.Canonical(), func(from int64) (batch, error) {
+			return l.fetch(ctx, p.n, from)
+		})
+		if errors.Is(err, errGone) || errors.Is(err, kafka.OffsetOutOfRange) {
+			l.dropIfGone(ctx, p, key, offset)
+		}
+		if err != nil {
+			return schema.Outcome{}, fmt.Errorf("ledger: outcome of %s at offset %d of partition %d: %w", s.TID, offset, p.n, err)
+		}
+	}
+	var o schema.Outcome
+	if err := json.Unmarshal(body, &o); err != nil {
+		return schema.Outcome{}, fmt.Errorf("ledger: outcome of %s at offset %d of partition %d: %w", s.TID, offset, p.n, err)
+	}
+	return o, nil
+}
+
+// dropIfGone forgets a shipment whose outcome is no longer in the log. That is how the
+// horizon ends for a single shipment; before that it is damage.
+func (l *Ledger) dropIfGone(ctx context.Context, p *partition, key schema.Key, offset int64) {
+	if _, err := l.inspect(ctx, p); err != nil || p.isLost() {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d, at, ok := p.fold.settled(key)
+	if !ok || at.offset() != offset {
+		return
+	}
+	p.fold.forget(key)
+	p.wake(key)
+	if d.n > dayOf(p.newest.Add(-l.cfg.Horizon)) {
+		l.damaged(fmt.Sprintf("the outcome at offset %d of partition %d was deleted before the horizon", offset, p.n))
+	}
+}
+
+// errGone means that another record, or none, stands where an outcome was read.
+var errGone = errors.New("the record is no longer there")
+
+// readAhead keeps the outcomes of the last few fetches of a partition.
+type readAhead struct {
+	mu     sync.Mutex // held over a fetch: whoever wants a neighbour waits for it
+	chunks []*chunk   // the one that was used last is first
+}
+
+// readAheadChunks bounds what a partition keeps to as many MiB.
+const readAheadChunks = 3
+
+// chunk has the outcomes of the log from one offset up to another.
+type chunk struct {
+	from, next int64
+	outcomes   map[int64]stored
+}
+
+type stored struct {
+	shipment string
+	body     []byte
+}
+
+func newReadAhead() *readAhead { return &readAhead{} }
+
+// get returns the outcome of a shipment at an offset.
+func (r *readAhead) get(offset int64, shipment string, fetch func(from int64) (batch, error)) ([]byte, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.find(offset)
+	if c == nil {
+		b, err := fetch(offset)
+		if err != nil {
+			return nil, err
+		}
+		c = chunkOf(offset, b)
+		r.chunks = append([]*chunk{c}, r.chunks[:min(len(r.chunks), readAheadChunks-1)]...)
+	}
+	o, ok := c.outcomes[offset]
+	if !ok || o.shipment != shipment {
+		return nil, errGone
+	}
+	return o.body, nil
+}
+
+// find returns the chunk that has an offset, and moves it to the front.
+func (r *readAhead) find(offset int64) *chunk {
+	for i, c := range r.chunks {
+		if c.from <= offset && offset < c.next {
+			copy(r.chunks[1:i+1], r.chunks[:i])
+			r.chunks[0] = c
+			return c
+		}
+	}
+	return nil
+}
+
+func chunkOf(from int64, b batch) *chunk {
+	c := &chunk{from: from, next: b.next, outcomes: make(map[int64]stored)}
+	for _, f := range b.records {
+		if r, err := decode(f.value); err == nil && r.Kind == kindOutcome {
+			c.outcomes[f.offset] = stored{shipment: string(f.key), body: r.Outcome}
+		}
+	}
+	return c
+}

@@ -1,0 +1,301 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
+
+	"packship/producer"
+	"packship/producer/internal/outage"
+)
+
+const (
+	fetchBytes = 1 << 20
+	fetchWait  = 500 * time.Millisecond
+
+	minBackoff = 20 * time.Millisecond
+	maxBackoff = 2 * time.Second
+
+	// choreInterval is how often a partition is looked after: whether it is
+	// still the log that was read, and whether its meta record is fresh.
+	choreInterval = 30 * time.Second
+)
+
+// tail reads one partition from its start for as long as ctx lives. It returns
+// an error only if the ledger cannot be used as it is.
+func (l *Ledger) tail(ctx context.Context, p *partition) error {
+	backoff := minBackoff
+	failed := func(err error) {
+		if ctx.Err() == nil {
+			l.reading.Failed(p.n, outage.Passing, err)
+			sleep(ctx, backoff/2+rand.N(backoff))
+			backoff = min(2*backoff, maxBackoff)
+		}
+	}
+	begun, ready := false, false
+	var next, end int64
+	chores := time.Now().Add(choreInterval)
+	for ctx.Err() == nil {
+		if !begun {
+			var err error
+			if next, end, err = l.begin(ctx, p); err != nil {
+				failed(err)
+				continue
+			}
+			begun = true
+		}
+		if !time.Now().Before(chores) {
+			chores = time.Now().Add(choreInterval)
+			if err := l.lookAfter(ctx, p); err != nil {
+				failed(err)
+			}
+		}
+		if p.isLost() {
+			begun = false
+			continue
+		}
+		batch, err := l.fetch(ctx, p.n, next)
+		if errors.Is(err, kafka.OffsetOutOfRange) {
+			if next, err = l.relocate(ctx, p, err); err == nil {
+				continue
+			}
+		}
+		if err != nil {
+			failed(err)
+			continue
+		}
+		l.reading.Worked(p.n)
+		backoff = minBackoff
+		entries := l.decode(p, batch)
+		for i := range entries {
+			if e := &entries[i]; e.Kind == kindMeta {
+				if err := l.see(p, e); err != nil {
+					return err
+				}
+			}
+		}
+		next = batch.next
+		p.apply(entries, next)
+		if !ready && next >= end {
+			ready = true
+			l.arrived(ctx, p)
+		}
+	}
+	return nil
+}
+
+// relocate finds out why there is nothing at the offset to be read next, and
+// returns where to go on. It returns the error outOfRange if there should be
+// something: a follower that is behind has answered.
+func (l *Ledger) relocate(ctx context.Context, p *partition, outOfRange error) (int64, error) {
+	before, _ := p.position()
+	if _, err := l.inspect(ctx, p); err != nil {
+		return before, err
+	}
+	if next, _ := p.position(); next != before {
+		return next, nil
+	}
+	return before, outOfRange
+}
+
+// begin finds where a partition begins and where it ends now. It gives an empty
+// one its meta record.
+func (l *Ledger) begin(ctx context.Context, p *partition) (first, end int64, err error) {
+	first, end, err = l.ends(ctx, p.n)
+	if err != nil {
+		return 0, 0, err
+	}
+	p.reset(first)
+	if first == end {
+		offset, err := l.appendMeta(ctx, p, time.Time{}, uuid.NewString())
+		if err != nil {
+			return 0, 0, err
+		}
+		end = offset + 1
+	}
+	return first, end, nil
+}
+
+// arrived notes that a partition has been read to the end that it had at first.
+func (l *Ledger) arrived(ctx context.Context, p *partition) {
+	if p.epoch() == "" {
+		l.damaged(fmt.Sprintf("partition %d has records but no meta record: its beginning is gone", p.n))
+		if _, err := l.appendMeta(ctx, p, time.Time{}, uuid.NewString()); err != nil {
+			l.log.Debug("meta record not appended", "partition", p.n, "err", err)
+		}
+	}
+	if l.behind.Add(-1) == 0 {
+		l.restored = time.Since(l.started)
+		l.metrics.restore.Set(l.restored.Seconds())
+		l.log.Info("ledger read", "entries", l.Status().Entries, "duration", l.restored)
+		close(l.ready)
+	}
+}
+
+// batch is what one fetch has brought.
+type batch struct {
+	records []fetched
+	next    int64 // the offset to go on at
+}
+
+type fetched struct {
+	offset     int64
+	time       time.Time
+	key, value []byte
+}
+
+// fetch reads what is in the log from an offset on, or waits a moment for it.
+func (l *Ledger) fetch(ctx context.Context, partition int, offset int64) (batch, error) {
+	return l.fetchBytes(ctx, partition, offset, fetchBytes, fetchWait)
+}
+
+func (l *Ledger) fetchBytes(ctx context.Context, partition int, offset, bytes int64, wait time.Duration) (batch, error) {
+	res, err := l.cfg.Client.Fetch(ctx, &kafka.FetchRequest{
+		Topic: l.cfg.Topic, Partition: partition, Offset: offset,
+		MinBytes: 1, MaxBytes: bytes, MaxWait: wait,
+	})
+	if err == nil {
+		err = res.Error
+	}
+	if err != nil {
+		return batch{}, fmt.Errorf("ledger: fetch %s/%d at %d: %w", l.cfg.Topic, partition, offset, err)
+	}
+	b := batch{next: offset}
+	for {
+		rec, err := res.Records.ReadRecord()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return batch{}, fmt.Errorf("ledger: read %s/%d at %d: %w", l.cfg.Topic, partition, b.next, err)
+		}
+		f, err := take(rec)
+		if err != nil {
+			return batch{}, fmt.Errorf("ledger: read %s/%d at %d: %w", l.cfg.Topic, partition, rec.Offset, err)
+		}
+		if f.offset >= b.next { // a batch may begin before the offset
+			b.records = append(b.records, f)
+			b.next = f.offset + 1
+		}
+	}
+	if stream, ok := res.Records.(*protocol.RecordStream); ok && len(b.records) == 0 && len(stream.Records) > 0 && offset < res.HighWatermark {
+		// Nothing of what came is a record to us. Everything before the last
+		// batch was in the answer, so it can be stepped over.
+		if last, ok := stream.Records[len(stream.Records)-1].(interface{ Offset() int64 }); ok {
+			b.next = max(offset, last.Offset()) + 1
+		} else {
+			b.next = offset + 1
+		}
+	}
+	return b, nil
+}
+
+// take copies a record out of the client's buffers and gives them back.
+func take(rec *protocol.Record) (fetched, error) {
+	f := fetched{offset: rec.Offset, time: rec.Time}
+	var errs [2]error
+	f.key, errs[0] = readAll(rec.Key)
+	f.value, errs[1] = readAll(rec.Value)
+	return f, errors.Join(errs[:]...)
+}
+
+func readAll(b protocol.Bytes) ([]byte, error) {
+	if b == nil {
+		return nil, nil
+	}
+	defer b.Close() //nolint:errcheck // it only counts references
+	return protocol.ReadAll(b)
+}
+
+// decode turns records into entries. One that cannot be read is damage: it may
+// have been an outcome.
+func (l *Ledger) decode(p *partition, b batch) []entry {
+	entries := make([]entry, 0, len(b.records))
+	read := time.Now()
+	for i := range b.records {
+		f := &b.records[i]
+		e := entry{offset: f.offset, time: f.time, read: read}
+		var err error
+		if e.record, err = decode(f.value); err == nil {
+			switch e.Kind {
+			case kindMeta, kindBye:
+			default:
+				var ok bool
+				if e.key, ok = keyOf(f.key); !ok {
+					err = fmt.Errorf("%w: its key is no shipment", errUnreadable)
+				}
+			}
+		}
+		if err != nil {
+			l.damaged(fmt.Sprintf("the record at offset %d of partition %d cannot be read: %v", f.offset, p.n, err))
+			continue
+		}
+		l.metrics.records[e.Kind].Inc()
+		entries = append(entries, e)
+	}
+	return entries
+}
+
+// ends returns where the log of a partition begins and ends, by its leader.
+func (l *Ledger) ends(ctx context.Context, partition int) (first, end int64, err error) {
+	res, err := l.cfg.Client.ListOffsets(ctx, &kafka.ListOffsetsRequest{
+		Topics: map[string][]kafka.OffsetRequest{
+			l.cfg.Topic: {kafka.FirstOffsetOf(partition), kafka.LastOffsetOf(partition)},
+		},
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("ledger: look up the ends of %s/%d: %w", l.cfg.Topic, partition, err)
+	}
+	for _, o := range res.Topics[l.cfg.Topic] {
+		if o.Partition != partition {
+			continue
+		}
+		if o.Error != nil {
+			return 0, 0, fmt.Errorf("ledger: look up the ends of %s/%d: %w", l.cfg.Topic, partition, o.Error)
+		}
+		return o.FirstOffset, o.LastOffset, nil
+	}
+	return 0, 0, fmt.Errorf("ledger: look up the ends of %s/%d: %w", l.cfg.Topic, partition, kafka.UnknownTopicOrPartition)
+}
+
+// appendMeta appends a meta record that renews one of the time renews, or begins
+// the partition's log.
+func (l *Ledger) appendMeta(ctx context.Context, p *partition, renews time.Time, epoch string) (int64, error) {
+	r := record{Kind: kindMeta, Meta: &meta{
+		Version: version, Partitions: l.cfg.Partitions, Horizon: l.cfg.Horizon.String(), Epoch: epoch, Renews: renews,
+	}}
+	value, err := r.encode()
+	if err != nil {
+		return 0, err
+	}
+	return l.appender.Append(ctx, p.n, producer.Entry{Value: value})
+}
+
+// sleep waits for a while or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// remedy says what a person may do about an error of reading.
+func remedy(err error) string {
+	switch {
+	case errors.Is(err, kafka.UnknownTopicOrPartition), errors.Is(err, protocol.ErrNoTopic), errors.Is(err, protocol.ErrNoPartition):
+		return "create the topic with `packship topics create`"
+	case errors.Is(err, kafka.TopicAuthorizationFailed):
+		return "grant this client the right to read the topic"
+	default:
+		return ""
+	}
+}

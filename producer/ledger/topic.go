@@ -1,0 +1,87 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+)
+
+// TopicConfig returns the settings with which the ledger's topic is to be
+// created.
+func TopicConfig(horizon time.Duration) map[string]string {
+	// Retention removes whole segments, so that they must be shorter than the
+	// horizon for it to be kept.
+	segment := max(horizon/8, time.Hour)
+	return map[string]string{
+		"cleanup.policy":         "delete",
+		"retention.ms":           strconv.FormatInt(horizon.Milliseconds(), 10),
+		"retention.bytes":        "-1",
+		"segment.ms":             strconv.FormatInt(segment.Milliseconds(), 10),
+		"message.timestamp.type": "LogAppendTime",
+	}
+}
+
+// CheckTopic reports, in one sentence each, why a topic cannot be the ledger and
+// what to do about it.
+func CheckTopic(ctx context.Context, client *kafka.Client, topic string, partitions int, horizon time.Duration) error {
+	meta, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
+	if err != nil {
+		return fmt.Errorf("ledger: look up topic %s: %w", topic, err)
+	}
+	if len(meta.Topics) != 1 || errors.Is(meta.Topics[0].Error, kafka.UnknownTopicOrPartition) {
+		return fmt.Errorf("ledger: topic %s does not exist: create it with `packship topics create`", topic)
+	}
+	if err := meta.Topics[0].Error; err != nil {
+		return fmt.Errorf("ledger: look up topic %s: %w", topic, err)
+	}
+	var errs []error
+	if n := len(meta.Topics[0].Partitions); n != partitions {
+		errs = append(errs, fmt.Errorf("ledger: topic %s has %d partitions instead of %d, which is fixed for ever: set PACKSHIP_LEDGER_PARTITIONS to the number it was made with, or name a new topic in PACKSHIP_TOPIC_LEDGER", topic, n, partitions))
+	}
+	settings, err := topicSettings(ctx, client, topic)
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	wrong := func(name, remedy string) {
+		errs = append(errs, fmt.Errorf("ledger: topic %s has %s=%s, with which it forgets what must be known: set it to %s", topic, name, settings[name], remedy))
+	}
+	if policy := settings["cleanup.policy"]; policy != "delete" {
+		wrong("cleanup.policy", "delete")
+	}
+	// Below zero means no limit.
+	if ms, err := strconv.ParseInt(settings["retention.ms"], 10, 64); err != nil || ms >= 0 && ms < horizon.Milliseconds() {
+		wrong("retention.ms", fmt.Sprintf("%d, the horizon of %s", horizon.Milliseconds(), horizon))
+	}
+	if bytes, ok := settings["retention.bytes"]; ok && bytes != "-1" {
+		wrong("retention.bytes", "-1")
+	}
+	return errors.Join(errs...)
+}
+
+// topicSettings returns the settings of a topic.
+func topicSettings(ctx context.Context, client *kafka.Client, topic string) (map[string]string, error) {
+	res, err := client.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{
+		Resources: []kafka.DescribeConfigRequestResource{{
+			ResourceType: kafka.ResourceTypeTopic,
+			ResourceName: topic,
+			ConfigNames:  []string{"cleanup.policy", "retention.ms", "retention.bytes"},
+		}},
+	})
+	if err == nil && len(res.Resources) == 1 {
+		err = res.Resources[0].Error
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ledger: read the settings of topic %s: %w", topic, err)
+	}
+	settings := make(map[string]string)
+	for _, resource := range res.Resources {
+		for _, entry := range resource.ConfigEntries {
+			settings[entry.ConfigName] = entry.ConfigValue
+		}
+	}
+	return settings, nil
+}

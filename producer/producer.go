@@ -1,0 +1,175 @@
+package producer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/segmentio/kafka-go"
+
+	"packship/producer/internal/outage"
+	"packship/schema"
+)
+
+// Config is what a Producer needs. A topic that is left empty cannot be written
+// to.
+type Config struct {
+	Client *kafka.Client
+
+	ShippedTopic    string
+	FailedTopic     string
+	DeadLetterTopic string
+	PackedTopic     string
+
+	// Source is this connector as the events name it, packship/<group id>.
+	Source string
+
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+// Producer writes result events, dead letters, and, for the commands that send
+// orders again, packed events. It is safe for concurrent use.
+type Producer struct {
+	cfg       Config
+	appenders map[string]*Appender // by topic, fixed
+	metadata  *outage.Log
+	metrics   *metrics
+}
+
+// New returns a Producer. It does not connect to anything.
+func New(cfg Config) (*Producer, error) {
+	if cfg.Client == nil || cfg.Logger == nil {
+		return nil, errors.New("producer: a client and a logger are needed")
+	}
+	p := &Producer{
+		cfg:       cfg,
+		appenders: make(map[string]*Appender),
+		metadata:  outage.New(cfg.Logger, "looking up partitions", remedy),
+	}
+	var topics []string
+	for _, topic := range []string{cfg.ShippedTopic, cfg.FailedTopic, cfg.DeadLetterTopic, cfg.PackedTopic} {
+		if topic != "" && !slices.Contains(topics, topic) {
+			topics = append(topics, topic)
+		}
+	}
+	p.metrics = newMetrics(cfg.Registerer, topics)
+	for _, topic := range topics {
+		p.appenders[topic] = NewAppender(AppenderConfig{
+			Client: cfg.Client,
+			Topic:  topic,
+			Logger: cfg.Logger,
+			Failed: p.metrics.failures.WithLabelValues(topic).Inc,
+		})
+	}
+	return p, nil
+}
+
+// Run blocks until ctx ends and then until everything that was given to the
+// Producer has been appended or given up by its caller.
+func (p *Producer) Run(ctx context.Context) error {
+	<-ctx.Done()
+	for _, a := range p.appenders {
+		if err := a.Wait(context.WithoutCancel(ctx)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Publish writes the result event of an outcome to the topic of its verdict. It
+// returns once all in-sync replicas have it; only the end of ctx makes it fail.
+func (p *Producer) Publish(ctx context.Context, pub schema.Publication) error {
+	topic, eventType := p.cfg.FailedTopic, schema.TypeFailed
+	if pub.Outcome.Verdict == schema.Shipped {
+		topic, eventType = p.cfg.ShippedTopic, schema.TypeShipped
+	}
+	if len(pub.Outcome.Event) == 0 {
+		// On a compacted topic a record without a value deletes.
+		return fmt.Errorf("producer: publish result of %s: the outcome has no event", pub.TID)
+	}
+	span, ok := nextSpan(pub.TraceParent)
+	if !ok {
+		pub.TraceState = "" // it means nothing without its parent
+	}
+	pub.TraceParent = span
+	headers := pub.Headers(eventType, p.cfg.Source)
+	return p.Produce(ctx, topic, []byte(pub.TID), pub.Outcome.Event, headers)
+}
+
+// Bury writes a record that is no packed event to the dead letters, as it is,
+// with headers that say where it was found and what is wrong with it.
+func (p *Producer) Bury(ctx context.Context, rec *schema.Record, reason, detail string) error {
+	headers := append(slices.Clone(rec.Headers),
+		schema.Header{Key: "packship_reason", Value: []byte(reason)},
+		schema.Header{Key: "packship_detail", Value: []byte(detail)},
+		schema.Header{Key: "packship_topic", Value: []byte(rec.Topic)},
+		schema.Header{Key: "packship_partition", Value: strconv.AppendInt(nil, int64(rec.Partition), 10)},
+		schema.Header{Key: "packship_offset", Value: strconv.AppendInt(nil, rec.Offset, 10)},
+		schema.Header{Key: "packship_at", Value: time.Now().UTC().AppendFormat(nil, "2006-01-02T15:04:05.000Z07:00")},
+	)
+	return p.Produce(ctx, p.cfg.DeadLetterTopic, rec.Key, rec.Value, headers)
+}
+
+// Produce writes a record to one of the Producer's topics, to the partition to
+// which a Java client would write its key. It returns once all in-sync replicas
+// have it; only the end of ctx makes it fail.
+func (p *Producer) Produce(ctx context.Context, topic string, key, value []byte, headers []schema.Header) error {
+	a := p.appenders[topic]
+	if a == nil {
+		return fmt.Errorf("producer: produce: %q is none of the topics that were set", topic)
+	}
+	partition, err := p.partition(ctx, topic, key)
+	if err != nil {
+		return err
+	}
+	if _, err := a.Append(ctx, partition, Entry{Key: key, Value: value, Headers: headers}); err != nil {
+		return err
+	}
+	p.metrics.published.WithLabelValues(topic).Inc()
+	return nil
+}
+
+// partition returns the partition for a key, by the number of partitions that
+// the topic has now. The client answers from its own memory, which it keeps
+// fresh.
+func (p *Producer) partition(ctx context.Context, topic string, key []byte) (int, error) {
+	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
+		res, err := p.cfg.Client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
+		if err == nil && len(res.Topics) == 1 {
+			if t := res.Topics[0]; t.Error == nil && len(t.Partitions) > 0 {
+				p.metadata.Worked(0)
+				return partitionOf(key, len(t.Partitions)), nil
+			} else if err = t.Error; err == nil {
+				err = kafka.UnknownTopicOrPartition
+			}
+		}
+		if ctx.Err() != nil {
+			return 0, fmt.Errorf("producer: look up the partitions of %s: %w", topic, context.Cause(ctx))
+		}
+		p.metadata.Failed(0, outage.Passing, fmt.Errorf("topic %s: %w", topic, err))
+		select {
+		case <-time.After(backoff/2 + rand.N(backoff)):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// partitionOf returns the partition of a key among n, as the default partitioner
+// of the Java client does: murmur2 of the key. Records without a key are spread.
+func partitionOf(key []byte, n int) int {
+	if key == nil {
+		return rand.N(n)
+	}
+	partitions := make([]int, n)
+	for i := range partitions {
+		partitions[i] = i
+	}
+	return kafka.Murmur2Balancer{}.Balance(kafka.Message{Key: key}, partitions...)
+}
