@@ -1,0 +1,3 @@
+// Package consumer reads packed events from Kafka and sees each of them through
+// to an outcome.
+package consumer

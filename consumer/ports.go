@@ -1,0 +1,66 @@
+package consumer
+
+import (
+	"context"
+	"time"
+
+	"packship/schema"
+)
+
+// Ledger is the memory of all replicas, as the Shipper needs it. Every method
+// speaks of what this process has read of the log so far.
+type Ledger interface {
+	// Look tells where the shipment stands for the packed event.
+	Look(s *schema.Shipment, eventID string) schema.Standing
+	// Wait blocks until the shipment's standing may have changed since it was
+	// looked at, or until the time until, whichever is first. It returns the
+	// context's error if that ends first.
+	Wait(ctx context.Context, s *schema.Shipment, eventID string, seen schema.Standing, until time.Time) error
+	// Claim appends an intent, or a takeover from the attempt prev if that is
+	// not empty, waits until it has read its own record, and reports whether
+	// this process now holds the shipment.
+	Claim(ctx context.Context, s *schema.Shipment, eventID, prev string) (schema.Hold, bool, error)
+	// Release says that the hold's attempt has certainly reached nothing.
+	Release(ctx context.Context, s *schema.Shipment, h schema.Hold, why string) error
+	// Settle appends the outcome of a hold and waits until it has read it. The
+	// outcome that counts is the one that Stored returns afterwards; it may be
+	// another's.
+	Settle(ctx context.Context, s *schema.Shipment, eventID string, h schema.Hold, o schema.Outcome) error
+	// Refuse settles a shipment that needs no call: it appends an intent and
+	// the outcome of the given round in one go. Like Settle, it may lose.
+	Refuse(ctx context.Context, s *schema.Shipment, eventID string, o schema.Outcome) error
+	// Stored returns the outcome that answers the event.
+	Stored(ctx context.Context, s *schema.Shipment, eventID string) (schema.Outcome, error)
+}
+
+// Upstream is the shipping API, as the Shipper needs it.
+type Upstream interface {
+	// Serves reports whether the event's shop is this deployment's business.
+	// The events of other shops are passed over without a result.
+	Serves(p *schema.Packed) bool
+	// Validate returns every rule that the event breaks.
+	Validate(p *schema.Packed) []schema.Violation
+	// Admit blocks until the account of the event's shop may send, its shop is
+	// not parked, and the rate limit is about to let one more call through.
+	Admit(ctx context.Context, p *schema.Packed) (Turn, error)
+}
+
+// Turn is a place in front of the rate limiter. It is used once.
+type Turn interface {
+	// Send makes one call. Until the first byte is written, it gives up when
+	// gate ends or startBy passes, and answers that nothing was reached; from
+	// then on only the call's own time limit ends it.
+	Send(gate context.Context, startBy time.Time) schema.Answer
+	// Leave gives the place back if it has not been used. It may always be
+	// called.
+	Leave()
+}
+
+// Publisher writes to the result topics and the dead letters.
+type Publisher interface {
+	// Publish returns once the result is acknowledged by all in-sync replicas,
+	// or when the context ends.
+	Publish(ctx context.Context, p schema.Publication) error
+	// Bury writes a record that is no packed event to the dead letters.
+	Bury(ctx context.Context, rec *schema.Record, reason, detail string) error
+}

@@ -1,0 +1,419 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"packship/schema"
+)
+
+// Reasons and classes of failures that packship finds without an answer of the
+// API. They stand beside those of the answer table.
+const (
+	reasonInvalid       = "local_validation"
+	classInvalid        = "invalid_request"
+	reasonBeyondHorizon = "beyond_horizon"
+	reasonUnknown       = "outcome_unknown"
+	classNeedsHuman     = "needs_human"
+)
+
+// ShipperConfig is what a Shipper works with.
+type ShipperConfig struct {
+	Ledger    Ledger
+	Upstream  Upstream
+	Publisher Publisher
+
+	// Horizon is how far back the ledger remembers. A packed record older than
+	// that, of which nothing is known, is never called for.
+	Horizon time.Duration
+	// Park fails an order whose outcome is unknown, for a person to decide,
+	// instead of asking the API again.
+	Park bool
+	// RetryMax bounds how often one order is tried again.
+	RetryMax int
+	// Settle is how long a call that was not answered may still take effect at
+	// the API.
+	Settle time.Duration
+	// Backoff returns the pause before the n-th retry, n from 1.
+	Backoff func(n int) time.Duration
+	// Grace is how long what was learned from the API is still written down
+	// and published after the order's context has ended.
+	Grace time.Duration
+
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+// Shipper is what happens to one order. It brings every packed record to an
+// outcome that stands in the ledger, by calling the API at most once unless an
+// attempt ended in doubt, and publishes that outcome.
+//
+// It is safe for concurrent use, by one goroutine per order.
+type Shipper struct {
+	cfg     ShipperConfig
+	metrics *shipperMetrics
+
+	shipped, failed, buried atomic.Int64
+}
+
+// NewShipper returns a Shipper.
+func NewShipper(cfg ShipperConfig) *Shipper {
+	return &Shipper{cfg: cfg, metrics: newShipperMetrics(cfg.Registerer)}
+}
+
+// Counts says how many packed records this process has seen through, by what
+// was published for them.
+type Counts struct {
+	Shipped      int64 `json:"shipped"`
+	Failed       int64 `json:"failed"`
+	DeadLettered int64 `json:"dead_lettered"`
+}
+
+// Counts returns the counts so far.
+func (s *Shipper) Counts() Counts {
+	return Counts{Shipped: s.shipped.Load(), Failed: s.failed.Load(), DeadLettered: s.buried.Load()}
+}
+
+// order is one packed event on its way through the Shipper.
+type order struct {
+	*schema.Packed
+	rec  *schema.Record
+	gate *Gate
+	// tries counts the attempts that used up one of the order's retries.
+	tries int
+	// pending is an attempt of this order whose outcome is unknown, "" if
+	// there is none. It may be followed up at notBefore, sooner than by those
+	// who only see it in the ledger.
+	pending   string
+	notBefore time.Time
+	// called is true once this process has made a call for the order.
+	called bool
+}
+
+// Handle sees one record through to the end: it returns nil once the outcome is
+// published, so that the record's offset may be passed. It returns an error only
+// if ctx has ended before that; what was learned from the API by then is in the
+// ledger, unless Grace was too short for it.
+func (s *Shipper) Handle(ctx context.Context, gate *Gate, rec *schema.Record, p *schema.Packed, decodeErr error) error {
+	if decodeErr != nil {
+		return s.bury(ctx, rec, decodeErr)
+	}
+	if !s.cfg.Upstream.Serves(p) {
+		s.metrics.finished.WithLabelValues(verdictSkipped, "").Inc()
+		return nil
+	}
+	o := &order{Packed: p, rec: rec, gate: gate}
+	outcome, err := s.decide(ctx, o)
+	if err != nil {
+		return err
+	}
+	return s.publish(ctx, o, outcome)
+}
+
+// decide brings the order to an outcome in the ledger and returns it. Each turn
+// of the loop looks at where the shipment stands and takes one step, of which
+// the next look shows what it came to. So it makes no difference whether a step
+// was ours, another replica's, or lost to a race.
+func (s *Shipper) decide(ctx context.Context, o *order) (schema.Outcome, error) {
+	violations := s.cfg.Upstream.Validate(o.Packed)
+	for {
+		standing := s.cfg.Ledger.Look(&o.Shipment, o.EventID)
+		if standing.State == schema.StateSettled {
+			return s.stored(ctx, o)
+		}
+		free := o.notBefore
+		if standing.State == schema.StateHeld && standing.Holder != o.pending && standing.FreeAt.After(free) {
+			free = standing.FreeAt
+		}
+		var err error
+		switch {
+		case time.Until(free) > 0:
+			err = s.cfg.Ledger.Wait(ctx, &o.Shipment, o.EventID, standing, free)
+		case len(violations) > 0:
+			err = s.refuse(ctx, o, standing, invalid(violations))
+		case s.beyondHorizon(o, standing):
+			err = s.refuse(ctx, o, standing, tooOld())
+		case s.cfg.Park && standing.State == schema.StateHeld:
+			err = s.refuse(ctx, o, standing, gaveUp())
+		default:
+			err = s.attempt(ctx, o, standing)
+		}
+		if err != nil {
+			if ctx.Err() != nil {
+				return schema.Outcome{}, err
+			}
+			// Nothing that ends by itself comes here; a person must see it.
+			s.cfg.Logger.LogAttrs(ctx, slog.LevelError, "order held up", slog.String("tid", o.TID), slog.Any("err", err))
+			o.notBefore = time.Now().Add(mishapPause)
+		}
+	}
+}
+
+// mishapPause is how long an order rests after an error that should not be.
+const mishapPause = 5 * time.Second
+
+// attempt makes at most one call for the order. It returns nil whatever came of
+// it, and an error only if ctx has ended.
+func (s *Shipper) attempt(ctx context.Context, o *order, standing schema.Standing) error {
+	if err := o.gate.Wait(ctx); err != nil {
+		return err
+	}
+	open, done := o.gate.Context(ctx)
+	defer done()
+	turn, err := s.cfg.Upstream.Admit(open, o.Packed)
+	if err != nil {
+		return ctx.Err() // nil if only the gate has closed
+	}
+	defer turn.Leave()
+	hold, held, err := s.cfg.Ledger.Claim(open, &o.Shipment, o.EventID, standing.Holder)
+	if err != nil || !held {
+		return ctx.Err()
+	}
+
+	answer := turn.Send(open, hold.StartBy)
+
+	// The API may have done something now. Whatever becomes of this process's
+	// place in the group, what it knows is written down.
+	ctx, cancel := lingering(ctx, s.cfg.Grace)
+	defer cancel()
+	return s.conclude(ctx, o, hold, answer)
+}
+
+// conclude draws the conclusion from one answer.
+func (s *Shipper) conclude(ctx context.Context, o *order, hold schema.Hold, answer schema.Answer) error {
+	o.called = o.called || answer.Reached
+	if answer.Counted {
+		o.tries++
+	}
+	switch answer.Action {
+	case schema.ActSucceed:
+		return s.settle(ctx, o, hold, answer, nil)
+	case schema.ActReconcile:
+		// "Already shipped" is our own doing only if an earlier attempt for
+		// this very shipment may have been executed.
+		if hold.Doubt {
+			return s.settle(ctx, o, hold, answer, nil)
+		}
+		return s.settle(ctx, o, hold, answer, refused(answer))
+	case schema.ActRetry:
+		if s.cfg.Park {
+			return s.settle(ctx, o, hold, answer, gaveUp())
+		}
+		if o.tries > min(answer.MaxRetries, s.cfg.RetryMax) {
+			return s.settle(ctx, o, hold, answer, refused(answer))
+		}
+		o.notBefore = time.Now().Add(s.pause(o, answer))
+		if answer.Effect == schema.EffectUnknown {
+			o.pending = hold.Attempt // stay the holder
+			return nil
+		}
+		return s.cfg.Ledger.Release(ctx, &o.Shipment, hold, answer.Reason)
+	case schema.ActHold:
+		o.notBefore = time.Now().Add(answer.Wait)
+		return s.cfg.Ledger.Release(ctx, &o.Shipment, hold, answer.Reason)
+	default: // schema.ActFail
+		return s.settle(ctx, o, hold, answer, refused(answer))
+	}
+}
+
+// pause returns how long the order rests before its next attempt. An attempt
+// that was not answered may still be executed, so it must be given its time.
+func (s *Shipper) pause(o *order, answer schema.Answer) time.Duration {
+	pause := max(answer.Wait, s.cfg.Backoff(max(o.tries, 1)))
+	if answer.Effect == schema.EffectUnknown && !answer.Answered {
+		pause = max(pause, s.cfg.Settle)
+	}
+	return pause
+}
+
+// settle writes the outcome of a call: a failure, or a success if failure is
+// nil.
+func (s *Shipper) settle(ctx context.Context, o *order, hold schema.Hold, answer schema.Answer, failure *schema.Failure) error {
+	result := schema.NewResult(o.Packed, o.source())
+	result.Attempts = hold.Prior
+	if answer.Reached {
+		result.Attempts++
+	}
+	result.Upstream = answer.Exchange
+	result.Reconciled = failure == nil && answer.Action == schema.ActReconcile
+	if failure != nil {
+		// A definite answer does not erase an earlier unknown one.
+		failure.MaybeShipped = failure.MaybeShipped || hold.Doubt || answer.Effect == schema.EffectUnknown
+		result.Failure = failure
+	}
+	outcome, err := result.Outcome(&o.Shipment, hold.Round, time.Now())
+	if err != nil {
+		return err
+	}
+	return s.cfg.Ledger.Settle(ctx, &o.Shipment, o.EventID, hold, outcome)
+}
+
+// refuse settles the order as failed without a call.
+func (s *Shipper) refuse(ctx context.Context, o *order, standing schema.Standing, failure *schema.Failure) error {
+	if standing.State == schema.StateHeld {
+		// The holder is gone, and what it did is not known.
+		hold, held, err := s.cfg.Ledger.Claim(ctx, &o.Shipment, o.EventID, standing.Holder)
+		if err != nil || !held {
+			return err
+		}
+		return s.settle(ctx, o, hold, schema.Answer{}, failure)
+	}
+	result := schema.NewResult(o.Packed, o.source())
+	result.Attempts = standing.Attempts
+	failure.MaybeShipped = failure.MaybeShipped || standing.Doubt
+	result.Failure = failure
+	outcome, err := result.Outcome(&o.Shipment, standing.Round, time.Now())
+	if err != nil {
+		return err
+	}
+	return s.cfg.Ledger.Refuse(ctx, &o.Shipment, o.EventID, outcome)
+}
+
+// beyondHorizon reports whether the record is so old that the ledger may have
+// forgotten what became of it.
+func (s *Shipper) beyondHorizon(o *order, standing schema.Standing) bool {
+	return standing.State == schema.StateOpen && standing.Attempts == 0 && standing.Round <= 1 &&
+		time.Since(o.rec.Time) > s.cfg.Horizon
+}
+
+// stored reads the outcome back. It is always this one that is published, never
+// the one that this process may have just composed.
+func (s *Shipper) stored(ctx context.Context, o *order) (schema.Outcome, error) {
+	ctx, cancel := lingering(ctx, s.cfg.Grace)
+	defer cancel()
+	return s.cfg.Ledger.Stored(ctx, &o.Shipment, o.EventID)
+}
+
+func (s *Shipper) publish(ctx context.Context, o *order, outcome schema.Outcome) error {
+	ctx, cancel := lingering(ctx, s.cfg.Grace)
+	defer cancel()
+	traceparent, _ := o.rec.Header("traceparent")
+	tracestate, _ := o.rec.Header("tracestate")
+	err := s.cfg.Publisher.Publish(ctx, schema.Publication{
+		TID: o.TID, Outcome: outcome, InReplyTo: o.EventID, TraceParent: traceparent, TraceState: tracestate,
+	})
+	if err != nil {
+		return err
+	}
+	verdict := string(outcome.Verdict)
+	switch {
+	case outcome.Verdict == schema.Shipped:
+		s.shipped.Add(1)
+	default:
+		s.failed.Add(1)
+		if outcome.Reason == reasonInvalid {
+			verdict = verdictInvalid
+		}
+	}
+	duration := time.Since(o.rec.Time)
+	s.metrics.finished.WithLabelValues(verdict, outcome.Class).Inc()
+	s.metrics.duration.WithLabelValues(string(outcome.Verdict)).Observe(max(0, duration.Seconds()))
+	s.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "order settled",
+		slog.String("tid", o.TID), slog.String("shop_id", o.ShopID), slog.Int("partition", o.rec.Partition), slog.Int64("offset", o.rec.Offset),
+		slog.String("outcome", string(outcome.Verdict)), slog.String("reason", outcome.Reason), slog.Bool("maybe_shipped", outcome.MaybeShipped),
+		slog.String("result_id", outcome.ResultID), slog.Bool("called", o.called), slog.Int("retries", max(0, o.tries-1)),
+		slog.Duration("duration", duration))
+	return nil
+}
+
+// bury sends a record that is no packed event to the dead letters.
+func (s *Shipper) bury(ctx context.Context, rec *schema.Record, why error) error {
+	reason, detail := schema.ReasonNotJSON, why.Error()
+	if e, ok := errors.AsType[*schema.NotPackedError](why); ok {
+		reason, detail = e.Reason, e.Detail
+	}
+	if err := s.cfg.Publisher.Bury(ctx, rec, reason, detail); err != nil {
+		return err
+	}
+	s.buried.Add(1)
+	s.metrics.finished.WithLabelValues(verdictDeadLettered, "").Inc()
+	s.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "record dead-lettered",
+		slog.Int("partition", rec.Partition), slog.Int64("offset", rec.Offset), slog.String("reason", reason))
+	return nil
+}
+
+func (o *order) source() schema.Source {
+	return schema.Source{Topic: o.rec.Topic, Partition: o.rec.Partition, Offset: o.rec.Offset, EventID: o.EventID}
+}
+
+func refused(a schema.Answer) *schema.Failure {
+	return &schema.Failure{
+		Reason: a.Reason, Class: a.Class, Advice: a.Advice,
+		Redrivable: a.Redrivable, StopParcel: a.StopParcel,
+	}
+}
+
+func invalid(violations []schema.Violation) *schema.Failure {
+	return &schema.Failure{
+		Reason: reasonInvalid, Class: classInvalid, Redrivable: true, Violations: violations,
+		Advice: "The event breaks the rules named in violations and was not sent; correct it and pack the order again.",
+	}
+}
+
+func tooOld() *schema.Failure {
+	return &schema.Failure{
+		Reason: reasonBeyondHorizon, Class: classNeedsHuman, Redrivable: true, MaybeShipped: true,
+		Advice: "The event is older than the ledger remembers, so it was not sent; look the order up and redrive it if it was never shipped.",
+	}
+}
+
+func gaveUp() *schema.Failure {
+	return &schema.Failure{
+		Reason: reasonUnknown, Class: classNeedsHuman, Redrivable: true, MaybeShipped: true,
+		Advice: "A call was made whose outcome is not known; look the order up before it is sent again.",
+	}
+}
+
+// lingering returns a context that ends grace after its parent has.
+func lingering(parent context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(parent))
+	timer := time.AfterFunc(math.MaxInt64, func() { cancel(context.Cause(parent)) })
+	stop := context.AfterFunc(parent, func() { timer.Reset(grace) })
+	return ctx, func() {
+		stop()
+		timer.Stop()
+		cancel(context.Canceled)
+	}
+}
+
+// Verdicts of a finished packed record beyond those of an outcome, as metric
+// labels.
+const (
+	verdictInvalid      = "invalid"
+	verdictDeadLettered = "dead_lettered"
+	verdictSkipped      = "skipped"
+)
+
+type shipperMetrics struct {
+	finished *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+}
+
+func newShipperMetrics(reg prometheus.Registerer) *shipperMetrics {
+	m := &shipperMetrics{
+		finished: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "packship_events_finished_total",
+			Help: "Packed records seen through to the end, by what was published for them.",
+		}, []string{"verdict", "class"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "packship_end_to_end_duration_seconds",
+			Help:    "Time from a packed record's timestamp to the acknowledgement of its result.",
+			Buckets: []float64{0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 7200, 86400},
+		}, []string{"verdict"}),
+	}
+	reg.MustRegister(m.finished, m.duration)
+	for _, verdict := range []schema.Verdict{schema.Shipped, schema.Failed} {
+		m.finished.WithLabelValues(string(verdict), "")
+		m.duration.WithLabelValues(string(verdict))
+	}
+	m.finished.WithLabelValues(verdictInvalid, classInvalid)
+	m.finished.WithLabelValues(verdictDeadLettered, "")
+	m.finished.WithLabelValues(verdictSkipped, "")
+	return m
+}

@@ -1,0 +1,77 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+)
+
+// trouble keeps a log to one line per change: the first error of a kind is
+// logged, its repetitions are not, and neither is the end of a trouble that
+// never began. It is used by one goroutine.
+type trouble struct {
+	log  *slog.Logger
+	what string // the constant message of its lines, as in "fetch"
+	kind string // of the last error, "" while all is well
+	try  int    // errors since all was well
+}
+
+// note takes an error in.
+func (t *trouble) note(err error) {
+	t.try++
+	if k := errorKind(err); k != t.kind {
+		t.kind = k
+		t.log.Warn("kafka request failed, trying again", "request", t.what, "err", err)
+	}
+}
+
+// over says that all is well.
+func (t *trouble) over() {
+	if t.kind != "" {
+		t.log.Info("kafka request succeeded again", "request", t.what, "tries", t.try)
+	}
+	t.kind, t.try = "", 0
+}
+
+// pause waits before the next try: 50 ms, 100 ms, 200 ms, … up to a second. A
+// dead leader refuses connections in less than a millisecond, and without a
+// pause that would be a busy loop. It returns false if the context ends first.
+func (t *trouble) pause(ctx context.Context) bool {
+	return sleep(ctx, min(50*time.Millisecond<<min(t.try, 5), time.Second))
+}
+
+// sleep returns false if the context ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// errorKind names what went wrong without what differs from try to try, such as
+// the local port of a connection.
+func errorKind(err error) string {
+	if k, ok := errors.AsType[kafka.Error](err); ok {
+		return "kafka " + strconv.Itoa(int(k))
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		return op.Op + " " + op.Err.Error()
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return "timeout"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "connection closed"
+	}
+	return err.Error()
+}
