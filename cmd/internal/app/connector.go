@@ -1,0 +1,386 @@
+package app
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"packship/consumer"
+	"packship/producer"
+	"packship/producer/ledger"
+	"packship/upstream"
+)
+
+// Options is what a Connector is given besides its settings. The zero value is
+// for production.
+type Options struct {
+	Logger *slog.Logger // nil: none
+	// KafkaDial and UpstreamDial open connections; nil is the network.
+	KafkaDial, UpstreamDial DialContext
+	// Listen opens the listener of the HTTP server; nil is the network.
+	Listen func(ctx context.Context, network, addr string) (net.Listener, error)
+	// Serving is called with the address of the HTTP server once it listens.
+	Serving func(addr net.Addr)
+}
+
+// Connector is one replica of packship.
+type Connector struct {
+	settings Settings
+	opts     Options
+	log      *slog.Logger
+	registry *prometheus.Registry
+	name     string // of this process, among the replicas
+	api      *upstream.Upstream
+
+	mu      sync.Mutex         // guards the rest
+	waiting string             // what keeps the connector from being ready; "" once all parts exist
+	broken  error              // why the run has ended by itself
+	ledger  *ledger.Ledger     // nil until it exists, like the next two
+	reader  *consumer.Consumer // the group session
+	shipper *consumer.Shipper
+}
+
+// New prepares a Connector; it opens no connection. The settings must have been
+// checked.
+func New(s Settings, o Options) (*Connector, error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Listen == nil {
+		o.Listen = new(net.ListenConfig).Listen
+	}
+	c := &Connector{settings: s, opts: o, log: o.Logger, registry: newRegistry(), name: processName(), waiting: "starting"}
+	config, err := s.upstreamConfig()
+	if err != nil {
+		return nil, err
+	}
+	config.DialContext = o.UpstreamDial
+	config.Logger = c.component("upstream")
+	config.Registerer = c.registry
+	if c.api, err = upstream.New(config); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Run is the connector's life: it returns when ctx has ended and everything is
+// stopped, which is not an error, or when something is wrong that waiting does
+// not mend.
+//
+// It is deliberately one straight line. What exists is undone in reverse, so the
+// order below is also the order of a stop, read from the end: first the session
+// ends (no new call from that moment; calls under way finish and are written
+// down), then the ledger says goodbye, and the probes answer until the last.
+func (c *Connector) Run(ctx context.Context) (err error) {
+	s := &c.settings
+	run, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	life := &lifecycle{log: c.log, fail: fail}
+	defer func() {
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.ShutdownTimeout)
+		defer cancel()
+		if cause := context.Cause(run); err == nil && ctx.Err() == nil && cause != nil {
+			err = cause
+		}
+		if err != nil {
+			c.setBroken(err)
+		}
+		err = errors.Join(err, life.stop(limit))
+	}()
+	c.warn()
+
+	if err := c.serve(run, life); err != nil {
+		return err
+	}
+
+	kafka := NewKafka(s, c.opts.KafkaDial, s.Topics()...)
+	life.onStop("kafka connections", func(context.Context) error { kafka.Close(); return nil })
+	if err := c.awaitKafka(run, kafka); err != nil {
+		return unlessEnded(run, err)
+	}
+
+	life.background("upstream", c.api.Run)
+	life.onStop("upstream connections", func(context.Context) error { c.api.CloseIdleConnections(); return nil })
+
+	out, err := producer.New(producer.Config{
+		Client:          kafka.Client,
+		ShippedTopic:    s.TopicShipped,
+		FailedTopic:     s.TopicFailed,
+		DeadLetterTopic: s.TopicDLQ,
+		PackedTopic:     s.TopicPacked,
+		Source:          s.source(),
+		Logger:          c.component("producer"),
+		Registerer:      c.registry,
+	})
+	if err != nil {
+		return err
+	}
+	life.background("producer", out.Run)
+
+	memory, err := ledger.New(ledger.Config{
+		Client:      kafka.Client,
+		Topic:       s.TopicLedger,
+		Partitions:  s.LedgerPartitions,
+		Horizon:     s.LedgerHorizon,
+		StartBy:     s.StartBy(),
+		CallTimeout: s.UpstreamTimeout,
+		Settle:      s.UpstreamSettle,
+		Instance:    c.name,
+		Logger:      c.component("ledger"),
+		Registerer:  c.registry,
+	})
+	if err != nil {
+		return err
+	}
+	life.background("ledger", memory.Run)
+	life.onStop("ledger farewell", memory.Close)
+	c.setLedger(memory)
+	if err := memory.WaitReady(run); err != nil {
+		return unlessEnded(run, err)
+	}
+
+	shipper := consumer.NewShipper(consumer.ShipperConfig{
+		Ledger:     memory,
+		Upstream:   admitting{c.api},
+		Publisher:  out,
+		Horizon:    s.LedgerHorizon,
+		Park:       s.UnknownPolicy == "park",
+		RetryMax:   s.RetryMax,
+		Settle:     s.UpstreamSettle,
+		Backoff:    c.api.Backoff,
+		Grace:      s.drain(),
+		Logger:     c.component("shipper"),
+		Registerer: c.registry,
+	})
+	reader, err := consumer.New(consumer.Config{
+		Brokers:          kafka.Brokers,
+		GroupID:          s.KafkaGroupID,
+		ClientID:         s.KafkaClientID,
+		Topic:            s.TopicPacked,
+		Name:             c.name,
+		Dialer:           kafka.Dialer,
+		Client:           kafka.Client,
+		SessionTimeout:   s.KafkaSessionTimeout,
+		RebalanceTimeout: s.KafkaRebalanceTimeout,
+		StartAtEnd:       s.KafkaStart == "last",
+		Handover:         s.handover(),
+		StopTimeout:      s.drain(),
+		CatchUp:          memory.CatchUp,
+		Handler:          shipper,
+		Logger:           c.component("consumer"),
+		Registerer:       c.registry,
+	})
+	if err != nil {
+		return err
+	}
+	c.setReader(reader, shipper)
+	return unlessEnded(run, reader.Run(run))
+}
+
+// unlessEnded drops an error that only says that the run has been ended.
+func unlessEnded(run context.Context, err error) error {
+	if run.Err() != nil && (errors.Is(err, run.Err()) || errors.Is(err, context.Cause(run))) {
+		return nil
+	}
+	return err
+}
+
+// component returns the logger of a part.
+func (c *Connector) component(name string) *slog.Logger { return c.log.With("component", name) }
+
+// warn tells of settings that are allowed and yet seldom meant.
+func (c *Connector) warn() {
+	s := &c.settings
+	if strings.HasPrefix(s.UpstreamURL, "http:") {
+		c.log.Warn("the token travels unencrypted to an http upstream", "setting", variable("UPSTREAM_URL"))
+	}
+	if s.drain() < s.UpstreamTimeout {
+		c.log.Warn("a stop does not wait for a call's whole time limit, so its outcome may stay unknown",
+			"setting", variable("SHUTDOWN_TIMEOUT"), "wait", s.drain(), "call_limit", s.UpstreamTimeout)
+	}
+	if s.KafkaSASLMechanism == "PLAIN" && !bool(s.KafkaTLS) {
+		c.log.Warn("the Kafka password travels unencrypted", "setting", variable("KAFKA_TLS"))
+	}
+}
+
+// awaitKafka returns once a broker can be used and the topics are right. While
+// Kafka is away it waits, and logs each new reason once.
+func (c *Connector) awaitKafka(ctx context.Context, k *Kafka) error {
+	const pause = 500 * time.Millisecond
+	last := ""
+	changed := func(err error) {
+		text := ""
+		if err != nil {
+			text = err.Error()
+		}
+		if text == last {
+			return
+		}
+		last = text
+		if err != nil {
+			c.setWaiting("waiting for kafka: " + text)
+			c.log.Warn("waiting for kafka", "err", err)
+		}
+	}
+	for {
+		if err := k.Await(ctx, changed); err != nil {
+			return err
+		}
+		err := k.CheckTopics(ctx)
+		if _, ok := errors.AsType[*TopicsError](err); ok || ctx.Err() != nil {
+			return err
+		}
+		if err == nil {
+			c.setWaiting("")
+			c.log.Info("kafka is there", "brokers", k.Brokers)
+			return nil
+		}
+		changed(err)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause):
+		}
+	}
+}
+
+// drain is how long a stop waits for calls under way. What remains of the
+// shutdown timeout is for the last commit, the ledger and leaving the group.
+func (s *Settings) drain() time.Duration {
+	return s.ShutdownTimeout - min(3*time.Second, s.ShutdownTimeout/3)
+}
+
+// handover is one rate window: calls of the previous holder may have used it up.
+func (s *Settings) handover() time.Duration {
+	window := max(time.Second, time.Duration(float64(time.Second)/s.RatePerSecond))
+	return window + s.RateJitter
+}
+
+// source is this connector as its events name it.
+func (s *Settings) source() string { return "packship/" + s.KafkaGroupID }
+
+func (c *Connector) setWaiting(why string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waiting = why
+}
+
+func (c *Connector) setBroken(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.broken = err
+}
+
+func (c *Connector) setLedger(l *ledger.Ledger) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ledger = l
+}
+
+func (c *Connector) setReader(r *consumer.Consumer, s *consumer.Shipper) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reader, c.shipper = r, s
+}
+
+// processName is the host's name and a random part, since a host may run two
+// replicas.
+func processName() string {
+	host, err := os.Hostname()
+	if err != nil || host == "" {
+		host = "packship"
+	}
+	return host + "-" + strings.ToLower(rand.Text()[:6])
+}
+
+// newRegistry returns a registry with what every process shows.
+func newRegistry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	b := BuildInfo()
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name:        "packship_build_info",
+		Help:        "Always 1; the labels say which packship this is.",
+		ConstLabels: prometheus.Labels{"version": b.Version, "revision": b.Revision, "goversion": b.Go},
+	})
+	info.Set(1)
+	r.MustRegister(info)
+	return r
+}
+
+// serve starts the HTTP server, before anything else, so that the probes answer
+// while Kafka is still away.
+func (c *Connector) serve(ctx context.Context, life *lifecycle) error {
+	listener, err := c.opts.Listen(ctx, "tcp", c.settings.HTTPAddr)
+	if err != nil {
+		return fmt.Errorf("app: listen on %s (%s): %w", c.settings.HTTPAddr, variable("HTTP_ADDR"), err)
+	}
+	server := &http.Server{
+		Handler:           c.Handler(),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       60 * time.Second,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(c.component("http").Handler(), slog.LevelDebug),
+	}
+	life.background("http server", func(ctx context.Context) error {
+		served := make(chan error, 1)
+		go func() { served <- server.Serve(listener) }()
+		select {
+		case err := <-served:
+			return err
+		case <-ctx.Done():
+		}
+		// A scrape that is under way may end; nobody waits for more.
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if server.Shutdown(last) != nil {
+			server.Close() //nolint:errcheck // the connections that did not end
+		}
+		<-served
+		return nil
+	})
+	c.log.Info("http server listening", "addr", listener.Addr())
+	if c.opts.Serving != nil {
+		c.opts.Serving(listener.Addr())
+	}
+	return nil
+}
+
+// Ready reports whether this replica can do its part, active or standing by, or
+// else why not.
+func (c *Connector) Ready() (bool, string) {
+	c.mu.Lock()
+	waiting, broken, memory, reader := c.waiting, c.broken, c.ledger, c.reader
+	c.mu.Unlock()
+	switch {
+	case broken != nil:
+		return false, "stopping: " + broken.Error()
+	case waiting != "":
+		return false, waiting
+	case memory == nil:
+		return false, "starting"
+	}
+	if ok, why := memory.Ready(); !ok {
+		return false, "the ledger is not ready: " + why
+	}
+	if reader == nil {
+		return false, "joining the group"
+	}
+	if st := reader.Status(); st.Role == consumer.RoleJoining {
+		return false, strings.TrimSuffix("joining the group: "+st.Reason, ": ")
+	}
+	return true, ""
+}

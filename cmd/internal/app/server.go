@@ -1,0 +1,139 @@
+package app
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Handler returns the HTTP side of the connector: probes, metrics, the status as
+// a page and as JSON, and the operator's actions.
+func (c *Connector) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", c.serveHealth)
+	mux.HandleFunc("GET /readyz", c.serveReady)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(c.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /api/status", c.serveStatus)
+	mux.HandleFunc("GET /{$}", c.servePage)
+	mux.HandleFunc("POST /api/accounts/{name}/resume", c.admin(c.resume))
+	mux.HandleFunc("POST /api/shops/{id}/unpark", c.admin(c.unpark))
+	return secured(mux)
+}
+
+// secured sets the headers that keep browsers from doing more than they are
+// asked.
+func secured(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cache-Control", "no-store")
+		h.Set("Content-Security-Policy", contentSecurityPolicy)
+		next.ServeHTTP(w, r)
+	})
+}
+
+// serveHealth says that the process is alive. It does not depend on Kafka or the
+// API, since killing the process would not bring them back.
+func (c *Connector) serveHealth(w http.ResponseWriter, _ *http.Request) {
+	c.mu.Lock()
+	broken := c.broken
+	c.mu.Unlock()
+	if broken != nil {
+		http.Error(w, broken.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	writeText(w, "ok\n")
+}
+
+func (c *Connector) serveReady(w http.ResponseWriter, _ *http.Request) {
+	if ok, why := c.Ready(); !ok {
+		http.Error(w, why, http.StatusServiceUnavailable)
+		return
+	}
+	writeText(w, "ok\n")
+}
+
+func (c *Connector) serveStatus(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, c.Status())
+}
+
+// admin lets a request through that shows the admin token. Without such a token
+// in the settings there are no actions at all.
+func (c *Connector) admin(action http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		want, err := c.settings.adminToken()
+		if err != nil {
+			c.log.Error("the admin token cannot be read", "err", err)
+			writeError(w, http.StatusInternalServerError, "the admin token cannot be read; see the log")
+			return
+		}
+		if want == "" {
+			writeError(w, http.StatusNotFound, "actions are off; set "+variable("ADMIN_TOKEN")+" to allow them")
+			return
+		}
+		scheme, got, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+		if !strings.EqualFold(scheme, "Bearer") || !sameSecret(strings.TrimSpace(got), want.Reveal()) {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="packship"`)
+			writeError(w, http.StatusUnauthorized, "the admin token is missing or wrong; send it as Authorization: Bearer")
+			return
+		}
+		action(w, r)
+	}
+}
+
+// adminToken returns the token of the operator's actions, "" if they are off.
+func (s *Settings) adminToken() (Secret, error) {
+	if s.AdminTokenFile == "" {
+		return s.AdminToken, nil
+	}
+	return readSecret(s.AdminTokenFile)
+}
+
+// sameSecret compares in a time that tells neither the length nor a common
+// beginning.
+func sameSecret(got, want string) bool {
+	g, w := sha256.Sum256([]byte(got)), sha256.Sum256([]byte(want))
+	return subtle.ConstantTimeCompare(g[:], w[:]) == 1
+}
+
+func (c *Connector) resume(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("name")
+	if !c.api.Resume(name) {
+		writeError(w, http.StatusNotFound, "no account has that name")
+		return
+	}
+	c.log.Info("account resumed by an operator", "account", name)
+	writeJSON(w, http.StatusOK, map[string]string{"account": name, "did": "resume"})
+}
+
+func (c *Connector) unpark(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	if !c.api.Unpark(id) {
+		writeError(w, http.StatusNotFound, "no parked shop has that id")
+		return
+	}
+	c.log.Info("shop unparked by an operator", "shop_id", id)
+	writeJSON(w, http.StatusOK, map[string]string{"shop_id": id, "did": "unpark"})
+}
+
+func writeText(w http.ResponseWriter, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = w.Write([]byte(text)) // a client that has gone does not matter
+}
+
+func writeJSON(w http.ResponseWriter, code int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(v) // a client that has gone does not matter
+}
+
+func writeError(w http.ResponseWriter, code int, text string) {
+	writeJSON(w, code, map[string]string{"error": text})
+}

@@ -1,0 +1,140 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"packship/cmd/internal/app"
+)
+
+// The exit codes.
+const (
+	exitDone   = 0
+	exitFailed = 1 // at run time
+	exitUsage  = 2 // wrong usage or settings
+)
+
+// Streams are the process's three files.
+type Streams struct {
+	In       io.Reader
+	Out, Err io.Writer
+}
+
+// Main runs the command that the arguments name and returns the exit code. It
+// returns when the command is done or the context has ended and everything is
+// stopped.
+func Main(ctx context.Context, args []string, std Streams) int {
+	root := newRoot(std)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitDone
+	}
+	if !errors.Is(err, errReported) {
+		fmt.Fprintf(std.Err, "packship: %s\n", strings.TrimSuffix(err.Error(), "\n"))
+	}
+	return exitCode(err)
+}
+
+// errReported is the failure of a command that has already said why.
+var errReported = errors.New("failed")
+
+// runError is an error of a command at work. Any other that cobra returns is
+// about its usage.
+type runError struct{ err error }
+
+func (e *runError) Error() string { return e.err.Error() }
+
+func (e *runError) Unwrap() error { return e.err }
+
+// usageError is wrong usage that only the command itself could find.
+type usageError struct{ text string }
+
+func (e *usageError) Error() string { return e.text }
+
+func usagef(format string, args ...any) error {
+	return &usageError{fmt.Sprintf(format, args...)}
+}
+
+func exitCode(err error) int {
+	if _, ok := errors.AsType[*runError](err); !ok {
+		return exitUsage
+	}
+	if _, ok := errors.AsType[*usageError](err); ok {
+		return exitUsage
+	}
+	if _, ok := errors.AsType[*app.SettingsError](err); ok {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// do wraps the work of a command, so that its errors can be told from those of
+// its usage.
+func do(work func(ctx context.Context, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := work(cmd.Context(), args); err != nil {
+			return &runError{err}
+		}
+		return nil
+	}
+}
+
+func newRoot(std Streams) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "packship",
+		Short: "Marks packed orders as shipped",
+		Long: `packship reads order-packed events from Kafka, calls the shipping API once per
+shipment and within its rate limit, and publishes one shipped or
+shipment-failed event for each.
+
+Settings are environment variables that begin with PACKSHIP_;
+"packship config" lists them. To see it work without any of that, run
+"packship demo".`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          needsCommand,
+	}
+	root.SetIn(std.In)
+	root.SetOut(std.Out)
+	root.SetErr(std.Err)
+	root.AddCommand(
+		newRun(std),
+		newDemo(std),
+		newSimulate(std),
+		newPack(std),
+		newTopics(std),
+		newConfig(std),
+		newSchema(std),
+		newVersion(std),
+	)
+	return root
+}
+
+// needsCommand answers a command that only groups others.
+func needsCommand(cmd *cobra.Command, _ []string) error {
+	return usagef("%s needs a command; see %s --help", cmd.CommandPath(), cmd.CommandPath())
+}
+
+// writeJSON writes a value for a program to read.
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// isTerminal reports whether a person reads what is written to w.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) //nolint:gosec // a file descriptor is small
+}

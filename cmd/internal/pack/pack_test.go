@@ -1,0 +1,242 @@
+package pack
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/text/encoding/simplifiedchinese"
+	"golang.org/x/text/encoding/unicode"
+
+	"packship/schema"
+)
+
+// collect reads a whole text and renders each line as "number: value" or
+// "number! rule field", followed by its warnings.
+func collect(t *testing.T, text []byte, format Format) ([]string, error) {
+	t.Helper()
+	var got []string
+	for line, err := range Lines(text, format) {
+		if err != nil {
+			return got, err
+		}
+		if line.Packed != nil {
+			got = append(got, fmt.Sprintf("%d: %s", line.Number, line.Value))
+		}
+		for _, v := range append(line.Violations, line.Malformed()...) {
+			got = append(got, strings.TrimRight(fmt.Sprintf("%d! %s %s", line.Number, v.Rule, v.Field), " "))
+		}
+		for _, w := range line.Warnings {
+			got = append(got, fmt.Sprintf("%d? %s", line.Number, w))
+		}
+	}
+	return got, nil
+}
+
+func TestLines(t *testing.T) {
+	const head = "shop_id,tid,out_sid,company_code,is_split,sub_tid,vvtype\n"
+	const one = `{"shop_id":"s","tid":"123","out_sid":"SF1","company_code":"SF"}`
+	tests := map[string]struct {
+		format Format
+		text   string
+		want   []string
+	}{
+		"csv":                 {CSV, head + "s,123,SF1,SF\n", []string{"2: " + one}},
+		"types":               {CSV, head + "s,123,SF1,SF,1,\"1,2\",3\n", []string{`2: {"shop_id":"s","tid":"123","out_sid":"SF1","company_code":"SF","is_split":1,"sub_tid":"1,2","vvtype":3}`}},
+		"crlf and no end":     {CSV, "shop_id,tid,out_sid,company_code\r\ns,123,SF1,SF", []string{"2: " + one}},
+		"columns in disarray": {CSV, "TID, company_code ,shop_id,out_sid\n123,SF,s,SF1\n", []string{"2: " + one}},
+		"semicolons":          {CSV, "shop_id;tid;out_sid;company_code\ns;123;SF1;SF\n", []string{"2: " + one}},
+		"tabs":                {CSV, "shop_id\ttid\tout_sid\tcompany_code\ns\t123\tSF1\tSF\n", []string{"2: " + one}},
+		"wrapped ids":         {CSV, head + "s,\"=\"\"123\"\"\",\"=\"\"SF1\"\"\",SF\n", []string{"2: " + one}},
+		"spaces and tabs":     {CSV, head + " s ,\"123\t\", SF1 ,SF\n", []string{"2: " + one}},
+		"empty rows":          {CSV, head + "\n,,,\ns,123,SF1,SF\n", []string{"4: " + one}},
+		"quoted line end":     {CSV, "shop_id,tid,out_sid,company_code,feature\ns,123,SF1,SF,\"a\nb\"\ns,123,SF1,SF\n", []string{`2: {"shop_id":"s","tid":"123","out_sid":"SF1","company_code":"SF","feature":"a\nb"}`, "4: " + one}},
+		"scientific tid":      {CSV, head + "s,3.94189E+18,SF1,SF\n", []string{"2! V03 tid"}},
+		"scientific comma":    {CSV, head + "s,\"3,94189E+18\",SF1,SF\n", []string{"2! V03 tid"}},
+		"scientific waybill":  {CSV, head + "s,1,7.31E+13,SF\n", []string{"2! V05 out_sid"}},
+		"scientific twice":    {CSV, head + "s,3.9E+18,7.31E+13,SF\n", []string{"2! V03 tid", "2! V05 out_sid"}},
+		"waybill with an E":   {CSV, head + "s,123,12E34,SF\n", []string{`2: {"shop_id":"s","tid":"123","out_sid":"12E34","company_code":"SF"}`}},
+		"letters around E":    {CSV, head + "s,123,SFE34,SF\n", []string{`2: {"shop_id":"s","tid":"123","out_sid":"SFE34","company_code":"SF"}`}},
+		"rounded tid": {CSV, head + "s,3941893279420000000,SF1,SF\n", []string{
+			`2: {"shop_id":"s","tid":"3941893279420000000","out_sid":"SF1","company_code":"SF"}`,
+			"2? tid 3941893279420000000 ends in zeros from the 16th digit on; a spreadsheet may have rounded it",
+		}},
+		"no shop":          {CSV, head + ",123,SF1,SF\n", []string{"2! V01 shop_id"}},
+		"bad tid":          {CSV, head + "s,0012,SF1,SF\n", []string{"2! V03 tid"}},
+		"bad split":        {CSV, head + "s,123,SF1,SF,yes\n", []string{`2: {"shop_id":"s","tid":"123","out_sid":"SF1","company_code":"SF","is_split":"yes"}`, "2! V12 is_split"}},
+		"too many cells":   {CSV, head + "s,123,SF1,SF,1,1,2,3\n", []string{"2!"}},
+		"too few cells":    {CSV, head + "s,123\n", []string{`2: {"shop_id":"s","tid":"123"}`}},
+		"unknown column":   {CSV, "shop_id,tid,out_sid,company_code,colour\ns,123,SF1,SF,red\n", []string{"2: " + one, `2? "colour" is not a field of a packed event and is left out`}},
+		"broken quote":     {CSV, head + "s,1\"2,SF1,SF\ns,123,SF1,SF\n", []string{"2!", "3: " + one}},
+		"open quote":       {CSV, head + "s,123,SF1,SF\ns,\"123,SF1,SF\ns,1,1,1\n", []string{"2: " + one, "3!"}},
+		"occurred":         {CSV, "occurred_at,shop_id,tid,out_sid,company_code\n2026-11-24 10:00,s,123,SF1,SF\n", []string{`2: {"occurred_at":"2026-11-24 10:00",` + one[1:], "2!  occurred_at"}},
+		"jsonl":            {JSONL, "\n" + one + "\n\n", []string{"2: " + one}},
+		"jsonl order":      {JSONL, `{"company_code":"SF", "tid":9223372036854775807,"colour":1,"out_sid":"SF1","shop_id":"s"}`, []string{`1: {"shop_id":"s","tid":9223372036854775807,"out_sid":"SF1","company_code":"SF"}`, `1? "colour" is not a field of a packed event and is left out`}},
+		"jsonl scientific": {JSONL, `{"shop_id":"s","tid":3.9e18,"out_sid":"SF1","company_code":"SF"}`, []string{"1! V03 tid"}},
+		"jsonl fraction":   {JSONL, `{"shop_id":"s","tid":1.5,"out_sid":"SF1","company_code":"SF"}`, []string{"1! V03 tid"}},
+		"jsonl broken":     {JSONL, "{\n" + one, []string{"1!", "2: " + one}},
+		"jsonl no object":  {JSONL, "[]\nnull\n7\n", []string{"1!", "2!", "3!"}},
+		"event id":         {JSONL, `{"shop_id":"s","tid":"123","out_sid":"SF1","company_code":"SF","event_id":"e"}`, []string{`1: {"event_id":"e",` + one[1:]}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := collect(t, []byte(tt.text), tt.format)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("lines (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestSpoiltTIDHasAHint(t *testing.T) {
+	for line, err := range Lines([]byte("shop_id,tid,out_sid,company_code\ns,3.94189E+18,SF1,SF\n"), CSV) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := line.Violations[0].Message; !strings.Contains(got, "3.94189E+18") || !strings.Contains(got, "format the column as text") {
+			t.Errorf("got %q, want the value and a hint", got)
+		}
+	}
+}
+
+func TestFilesThatAreNoTable(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                             "the table is empty",
+		"shop_id,tid\n":                "lacks out_sid, company_code; it names shop_id, tid",
+		"tid,shop_id,TID\n":            "names tid twice",
+		"\"x\n":                        "header row cannot be read",
+		"订单,店铺\n":                      "lacks shop_id, tid, out_sid, company_code; it names 订单, 店铺",
+		"s,123,SF1,SF\ns,124,SF2,SF\n": "lacks shop_id",
+	} {
+		_, err := collect(t, []byte(text), CSV)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %q", text, err, want)
+		}
+	}
+	if _, err := collect(t, nil, "xml"); err == nil {
+		t.Error("format xml was taken")
+	}
+}
+
+func TestRead(t *testing.T) {
+	const text = "shop_id,tid,out_sid,company_code\ns,123,1,顺丰速运\n"
+	gb, err := simplifiedchinese.GB18030.NewEncoder().String(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wide := func(e unicode.Endianness) string {
+		s, err := unicode.UTF16(e, unicode.UseBOM).NewEncoder().String(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	for name, data := range map[string]string{
+		"UTF-8": text, "UTF-8 with mark": "\ufeff" + text, "GB18030": gb,
+		"UTF-16 LE": wide(unicode.LittleEndian), "UTF-16 BE": wide(unicode.BigEndian),
+	} {
+		got, err := Read(strings.NewReader(data))
+		if err != nil || string(got) != text {
+			t.Errorf("%s: got %q, %v", name, got, err)
+		}
+	}
+	if got, err := Read(strings.NewReader("\xff\xff\x80")); err == nil {
+		t.Errorf("rubbish was read as %q", got)
+	}
+}
+
+func TestDetect(t *testing.T) {
+	for _, tt := range []struct {
+		name, data string
+		want       Format
+	}{
+		{"a.csv", "{", CSV},
+		{"a.CSV", "", CSV},
+		{"a.jsonl", "x", JSONL},
+		{"a.ndjson", "x", JSONL},
+		{"-", " \n{\"a\":1}", JSONL},
+		{"-", "shop_id,tid", CSV},
+		{"orders", "", ""},
+	} {
+		if got := Detect(tt.name, []byte(tt.data)); got != tt.want {
+			t.Errorf("Detect(%q, %q): got %q, want %q", tt.name, tt.data, got, tt.want)
+		}
+	}
+}
+
+// TestPackingTwice checks that a file that is packed again makes the same
+// events, so that nothing is called for again.
+func TestPackingTwice(t *testing.T) {
+	text := []byte("shop_id,tid,out_sid,company_code\ns,123,SF1,SF\n")
+	var ids []string
+	for range 2 {
+		for line := range Lines(text, CSV) {
+			for _, h := range Headers(line.Packed) {
+				if h.Key == "ce_id" {
+					ids = append(ids, string(h.Value))
+				}
+			}
+			again, err := schema.DecodePacked(&schema.Record{Value: line.Value, Headers: Headers(line.Packed)})
+			if err != nil || again.EventID != line.Packed.EventID {
+				t.Errorf("decoded with its headers: got event %v, %v; want id %s", again, err, line.Packed.EventID)
+			}
+		}
+	}
+	if len(ids) != 2 || ids[0] != ids[1] {
+		t.Errorf("got ids %v, want the same twice", ids)
+	}
+}
+
+var validNumber = regexp.MustCompile(`^[0-9]+$`)
+
+// FuzzCSV feeds any text to the reader. Whatever it holds, lines come in order,
+// and an event that is made of one decodes to what was judged.
+func FuzzCSV(f *testing.F) {
+	f.Add([]byte("shop_id,tid,out_sid,company_code\ns,123,SF1,SF\n"), true)
+	f.Add([]byte("\ufeffshop_id;tid;out_sid;company_code;sub_tid\ns;=\"123\";SF1;SF;1,2\n\"\n"), true)
+	f.Add([]byte("tid\tshop_id\tout_sid\tcompany_code\n3.9E+18\t\"a\nb\"\t\t\n"), true)
+	f.Add([]byte(`{"shop_id":"s","tid":1,"out_sid":{"a":[1]},"vvtype":"x"}`), false)
+	f.Fuzz(func(t *testing.T, data []byte, table bool) {
+		text, err := Read(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		format := JSONL
+		if table {
+			format = CSV
+		}
+		last := 0
+		for line, err := range Lines(text, format) {
+			if err != nil {
+				return
+			}
+			if line.Number <= last && table || line.Number < last {
+				t.Fatalf("line %d after line %d", line.Number, last)
+			}
+			last = line.Number
+			if line.Packed == nil {
+				if len(line.Violations) == 0 {
+					t.Fatalf("line %d is left out without a reason", line.Number)
+				}
+				continue
+			}
+			if !json.Valid(line.Value) || bytes.ContainsRune(line.Value, '\n') {
+				t.Fatalf("line %d: %q is not one line of JSON", line.Number, line.Value)
+			}
+			if !validNumber.MatchString(line.Packed.TID) {
+				t.Fatalf("line %d: tid %q", line.Number, line.Packed.TID)
+			}
+			again, err := schema.DecodePacked(&schema.Record{Value: line.Value})
+			if diff := cmp.Diff(line.Packed, again); err != nil || diff != "" {
+				t.Fatalf("line %d decodes differently: %v\n%s", line.Number, err, diff)
+			}
+		}
+	})
+}
