@@ -300,9 +300,6 @@ func (t *Trade) shipByHand(company, outSID string, oids []string) error {
 		}
 		p.State, p.Company, p.OutSID, p.ByHand = ParcelSent, company, outSID, true
 		shipped = true
-		if len(oids) > 0 {
-			break
-		}
 	}
 	if !shipped {
 		return fmt.Errorf("upstreamtest: order %s has no waiting parcel of %v", t.TID, oids)

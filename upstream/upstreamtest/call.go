@@ -198,11 +198,7 @@ func (c *call) handle(f *armed) (a answer, by *armed, ok bool) {
 	if f == nil {
 		f = c.pick(atPlatform)
 	}
-	if f != nil && f.effect == effectLate {
-		if !c.untilGone() || !s.sleep(or(f.Delay, 500*time.Millisecond)) {
-			return answer{}, nil, false
-		}
-	} else if !s.sleep(c.latency.draw(chance(s.faults.seed, 0, c.suspect()))) {
+	if !c.atWork(f) {
 		return answer{}, nil, false
 	}
 
@@ -224,6 +220,22 @@ func (c *call) handle(f *armed) (a answer, by *armed, ok bool) {
 		return c.look(), f, true
 	}
 	return c.answerRow(c.ship(f == nil || f.applies())), f, true
+}
+
+// atWork waits for as long as the platform takes.
+func (c *call) atWork(f *armed) bool {
+	took := c.latency.draw(chance(c.s.faults.seed, 0, c.suspect()))
+	switch {
+	case f == nil:
+	case f.effect == effectLate:
+		if !c.untilGone() {
+			return false
+		}
+		took = or(f.Delay, 500*time.Millisecond)
+	case !f.gate && f.manner != mannerDrip:
+		took += f.Delay
+	}
+	return c.s.sleep(took)
 }
 
 // untilGone waits for the caller to give up.

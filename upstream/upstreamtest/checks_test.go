@@ -130,6 +130,7 @@ var rowCases = []rowCase{
 	{name: "over the rate", row: 6, setup: opt{func(o *upstreamtest.Options) {
 		o.Rate = upstreamtest.Rate{PerSecond: 1, Answer: upstreamtest.RateRow}
 	}}, form: good, before: func(t *testing.T, sim *upstreamtest.Simulator) {
+		t.Helper()
 		send(t, sim, order("S2", "2002"))
 	}},
 	{name: "an edition not offered", row: 7, setup: opt{account(func(a *upstreamtest.Account) { a.VVTypes = []int{1} })}, form: good.with("vvtype", "3")},
@@ -154,9 +155,11 @@ var rowCases = []rowCase{
 	{name: "shipped", row: 15, setup: opt{status(upstreamtest.WaitBuyerConfirm)}, form: good},
 	{name: "finished", row: 15, setup: opt{status(upstreamtest.Finished)}, form: good},
 	{name: "shipped by a call", row: 15, form: good, before: func(t *testing.T, sim *upstreamtest.Simulator) {
+		t.Helper()
 		wantRow(t, send(t, sim, good), 1)
 	}},
 	{name: "shipped by hand", row: 15, form: good, before: func(t *testing.T, sim *upstreamtest.Simulator) {
+		t.Helper()
 		if err := sim.ShipByHand("S1", "1001", "YTO", "YT0000000001"); err != nil {
 			t.Fatal(err)
 		}
@@ -168,6 +171,7 @@ var rowCases = []rowCase{
 	{name: "blank waybill", row: 17, form: good.with("out_sid", "  ")},
 	{name: "against the carrier's rule", row: 18, form: good.with("out_sid", "123")},
 	{name: "used, waybill first", row: 18, setup: opt{switches(upstreamtest.Switches{WaybillFirst: true})}, form: good, before: func(t *testing.T, sim *upstreamtest.Simulator) {
+		t.Helper()
 		wantRow(t, send(t, sim, good), 1)
 	}},
 	{name: "a list that is none", row: 19, form: good.with("is_split", "1", "sub_tid", "11,,12")},
@@ -204,6 +208,7 @@ var rowCases = []rowCase{
 	{name: "used by another call", row: 35, setup: opt{func(o *upstreamtest.Options) {
 		o.Trades[1].Receiver = "r2"
 	}}, form: good, before: func(t *testing.T, sim *upstreamtest.Simulator) {
+		t.Helper()
 		wantRow(t, send(t, sim, order("S2", "2002")), 1)
 	}},
 	{name: "back to the sender", row: 36, setup: opt{trade(func(t *upstreamtest.Trade) { t.Sender = "r1" })}, form: good},
@@ -479,7 +484,9 @@ func TestStateMachine(t *testing.T) {
 		return func(s *upstreamtest.Simulator) error { return s.Refund("S1", "1001", oids...) }
 	}
 	byHand := func(oids ...string) func(*upstreamtest.Simulator) error {
-		return func(s *upstreamtest.Simulator) error { return s.ShipByHand("S1", "1001", "SF", "SF000000000009", oids...) }
+		return func(s *upstreamtest.Simulator) error {
+			return s.ShipByHand("S1", "1001", "SF", "SF000000000009", oids...)
+		}
 	}
 	tests := map[string]struct {
 		from  upstreamtest.Status

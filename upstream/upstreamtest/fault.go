@@ -22,6 +22,8 @@ const (
 	// None is no fault: in a script, a call that goes well.
 	None FaultKind = "none"
 
+	// Slow does everything, Delay later than usual.
+	Slow FaultKind = "slow"
 	// ApplyThenHang does everything and never answers.
 	ApplyThenHang FaultKind = "apply_then_hang"
 	// HangThenApply waits until the caller has gone away, and Delay longer,
@@ -133,8 +135,9 @@ type Fault struct {
 	// Apply says whether the order is shipped all the same, instead of what
 	// is usual for the kind.
 	Apply *bool `yaml:"apply,omitempty"`
-	// Delay is the wait before the answer of a fault that strikes at the
-	// gate, before HangThenApply applies, or between bytes of SlowDrip.
+	// Delay is for HangThenApply the wait before it applies, for SlowDrip
+	// that between two bytes. For the others it is added to the latency, or,
+	// for what strikes at the gate, waited before the answer.
 	Delay    time.Duration     `yaml:"delay,omitempty"`
 	Text     string            `yaml:"text,omitempty"`
 	Code     int               `yaml:"code,omitempty"`
@@ -247,6 +250,7 @@ type spec struct {
 
 var specs = map[FaultKind]spec{
 	None:             {effect: effectApply},
+	Slow:             {effect: effectApply},
 	ApplyThenHang:    {effect: effectApply, manner: mannerHang},
 	HangThenApply:    {effect: effectLate, manner: mannerHang},
 	ApplyThenReset:   {effect: effectApply, manner: mannerReset},

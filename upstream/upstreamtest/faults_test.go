@@ -45,8 +45,7 @@ func dial(t *testing.T, addr string) net.Conn {
 // write writes the call on the connection as the wire has it.
 func write(t *testing.T, conn net.Conn, f form) {
 	t.Helper()
-	r := f.request(upstreamtest.SendPath)
-	if err := r.Write(conn); err != nil {
+	if err := f.request(upstreamtest.SendPath).Write(conn); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -54,8 +53,14 @@ func write(t *testing.T, conn net.Conn, f form) {
 // call makes one call on a connection of its own, by hand.
 func call(t *testing.T, addr string, f form) (reply, error) {
 	t.Helper()
-	conn := dial(t, addr)
-	write(t, conn, f)
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		return reply{}, err
+	}
+	defer func() { _ = conn.Close() }()
+	if err := f.request(upstreamtest.SendPath).Write(conn); err != nil {
+		return reply{}, err
+	}
 	res, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: http.MethodPost})
 	if err != nil {
 		return reply{}, err
@@ -183,7 +188,7 @@ func TestFaultsOnTheWire(t *testing.T) {
 			got, err := call(t, addr, good)
 			if tt.want.status == 0 {
 				// The request may have been lost in the connection's buffers.
-				if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+				if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 					t.Fatalf("got %+v, %v, want a broken connection", got, err)
 				}
 			} else {
@@ -425,8 +430,14 @@ func TestFirstFaultWins(t *testing.T) {
 	sim.AddFault(upstreamtest.Fault{Kind: upstreamtest.AnyRow(29)})
 	wantRow(t, send(t, sim, order("S", "7")), 20)
 	wantRow(t, send(t, sim, order("S", "7")), 29)
-	sim.SetFault(upstreamtest.Fault{Kind: upstreamtest.AnyRow(43)})
+	if left := sim.Dump().Faults; len(left) != 1 || left[0].Kind != upstreamtest.AnyRow(29) {
+		t.Errorf("a fault that is used up is left: %+v", left)
+	}
+	sim.SetFault(upstreamtest.Fault{Kind: upstreamtest.AnyRow(43), Count: 3})
 	wantRow(t, send(t, sim, order("S", "7")), 43)
+	if left := sim.Dump().Faults; len(left) != 1 || left[0].Count != 2 {
+		t.Errorf("two hits are not what is left: %+v", left)
+	}
 	sim.ClearFaults()
 	wantRow(t, send(t, sim, order("S", "7")), 1)
 }

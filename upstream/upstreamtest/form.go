@@ -108,6 +108,9 @@ func parseURLEncoded(body string) (fields, error) {
 		if err != nil {
 			return nil, fmt.Errorf("upstreamtest: form field %q: %w", name, err)
 		}
+		if name == "" {
+			continue
+		}
 		form = append(form, Field{name, value})
 	}
 	return form, nil

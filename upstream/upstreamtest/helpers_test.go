@@ -129,9 +129,3 @@ func wantRow(t *testing.T, got reply, n int) {
 		t.Fatalf("got %d %s, want row %d: %d %s", got.Status, got.Body, n, row.Code, row.Message)
 	}
 }
-
-// lastRow returns the row that the journal has for the last call.
-func lastRow(sim *upstreamtest.Simulator) int {
-	calls := sim.Journal().Requests()
-	return calls[len(calls)-1].Row
-}

@@ -43,7 +43,11 @@ func (p *peak) add(t time.Time) {
 func (p *peak) insert(t time.Time) {
 	i := sort.Search(len(p.recent), func(k int) bool { return p.recent[k].After(t) })
 	p.recent = slices.Insert(p.recent, i, t)
-	if i <= p.tail {
+	switch newest := p.recent[len(p.recent)-1]; {
+	case i > p.tail: // the last second began earlier
+	case newest.Sub(t) < time.Second:
+		p.tail = i
+	default:
 		p.tail++
 	}
 	// Only the seconds that hold the arrival may have become the fullest:

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -41,11 +42,16 @@ func (o *Outage) validate() error {
 	return nil
 }
 
-// SetDown puts the API out of order, or back.
+// SetDown puts the API out of order, or back: Up ends the outages that are
+// going on, too.
 func (s *Simulator) SetDown(mode Down) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.down = mode
+	if mode == Up {
+		now := time.Since(s.started)
+		s.opts.Outages = slices.DeleteFunc(s.opts.Outages, func(o Outage) bool { return o.From <= now && now < o.To })
+	}
 	s.announce()
 }
 
