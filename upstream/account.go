@@ -148,14 +148,17 @@ func (a *account) unlock() {
 	}
 }
 
-func (a *account) note(level slog.Level, msg string, attrs ...slog.Attr) {
-	a.notes = append(a.notes, func() { a.logger.LogAttrs(context.Background(), level, msg, attrs...) })
+// note writes a log line, by a method of the logger, once mu is free. Callers
+// hold mu.
+func (a *account) note(log func(string, ...any), msg string, args ...any) {
+	a.notes = append(a.notes, func() { log(msg, args...) })
 }
 
 // poke lets those go who may.
 func (a *account) poke() {
 	a.mu.Lock()
 	defer a.unlock()
+	a.breaker.State() // half-opens it even if nobody waits
 	a.dispatch()
 }
 
@@ -363,7 +366,7 @@ func (a *account) giveUp(t *Turn, trouble error) schema.Answer {
 		answer.Reason, answer.Wait, result = reasonUnreachable, a.cfg.RetryBackoff, errFault
 		answer.Advice = "The API cannot be reached: check the URL and the network."
 		a.metrics.unreachable.WithLabelValues(a.name).Inc()
-		a.note(slog.LevelDebug, "api not reached", slog.String("tid", t.packed.TID), slog.Any("err", trouble))
+		a.note(a.logger.Debug, "api not reached", "tid", t.packed.TID, "err", trouble)
 	}
 	a.over(t, result)
 	a.dispatch()
@@ -384,11 +387,11 @@ func (a *account) conclude(t *Turn, x exchange, l *launch) schema.Answer {
 		a.pacer.passed()
 	} else {
 		grown := a.pacer.throttle(f.pause, left)
-		level := slog.LevelDebug
+		log := a.logger.Debug
 		if grown {
-			level = slog.LevelWarn
+			log = a.logger.Warn
 		}
-		a.note(level, "api throttles", slog.String("source", string(f.source)), slog.Duration("pause", f.pause))
+		a.note(log, "api throttles", "told_by", f.source, "pause", f.pause)
 	}
 	window, _, _ := a.pacer.status()
 	a.metrics.window.WithLabelValues(a.name).Set(window.Seconds())
@@ -399,7 +402,7 @@ func (a *account) conclude(t *Turn, x exchange, l *launch) schema.Answer {
 	// its order.
 	f.Counted = f.Reached && f.Action != schema.ActHold && a.state == gobreaker.StateClosed
 	if !f.Answered {
-		a.note(slog.LevelDebug, "call not answered", slog.String("tid", t.packed.TID), slog.Int("http_status", x.status), slog.Any("err", x.err))
+		a.note(a.logger.Debug, "call not answered", "tid", t.packed.TID, "http_status", x.status, "err", x.err)
 	}
 	a.dispatch()
 	return f.Answer
@@ -449,7 +452,7 @@ func (a *account) judgeAccount(t *Turn, f *finding) {
 			a.haltFor(f.halt)
 		}
 	case t.probe && a.halt != nil && (f.health == healthGood || f.health == healthAlive || f.health == healthShop):
-		a.note(slog.LevelInfo, "account resumed", slog.String("reason", a.halt.reason), slog.Duration("halted", time.Since(a.halt.since)))
+		a.note(a.logger.Info, "account resumed", "reason", a.halt.reason, "halted", time.Since(a.halt.since))
 		a.metrics.halted.WithLabelValues(a.name, a.halt.reason).Set(0)
 		a.halt.timer.Stop()
 		a.halt = nil
@@ -473,7 +476,7 @@ func (a *account) haltFor(reason string) {
 		a.dispatch()
 	})
 	a.metrics.halted.WithLabelValues(a.name, reason).Set(1)
-	a.note(slog.LevelError, "account halted", slog.String("reason", reason), slog.Duration("next_probe", a.cfg.HaltProbe))
+	a.note(a.logger.Error, "account halted", "reason", reason, "next_probe", a.cfg.HaltProbe)
 	a.revoke(func(*Turn) bool { return true })
 }
 
@@ -485,7 +488,7 @@ func (a *account) resume() {
 	if a.halt != nil {
 		a.halt.probe = true
 	}
-	a.note(slog.LevelInfo, "account resume asked for")
+	a.note(a.logger.Info, "account resume asked for")
 	a.dispatch()
 }
 
@@ -515,7 +518,7 @@ func (a *account) judgeShop(t *Turn, f *finding) {
 		}
 	case s != nil && s.hold != nil && t.shopProbe && (f.health == healthGood || f.health == healthAlive && f.halt == ""):
 		s.hold.timer.Stop()
-		a.note(slog.LevelInfo, "shop unparked", slog.String("shop_id", id), slog.String("reason", s.hold.reason))
+		a.note(a.logger.Info, "shop unparked", "shop_id", id, "reason", s.hold.reason)
 		s.hold = nil
 		a.metrics.parked.Dec()
 		a.readmit(s)
@@ -541,7 +544,7 @@ func (a *account) park(id, reason, url string) {
 	}
 	s.hold = h
 	h.timer = time.AfterFunc(a.cfg.HaltProbe, func() { a.unpark(id) })
-	a.note(slog.LevelWarn, "shop parked", slog.String("shop_id", id), slog.String("reason", reason), slog.Duration("next_probe", a.cfg.HaltProbe))
+	a.note(a.logger.Warn, "shop parked", "shop_id", id, "reason", reason, "next_probe", a.cfg.HaltProbe)
 	a.revoke(func(t *Turn) bool { return t.packed.ShopID == id })
 }
 
@@ -576,7 +579,7 @@ func (a *account) readmit(s *shop) {
 func (a *account) breakerChanged(_ string, from, to gobreaker.State) {
 	a.state = to
 	a.metrics.breaker.WithLabelValues(a.name).Set(float64(to))
-	a.note(slog.LevelWarn, "breaker changed", slog.String("from", breakerName(from)), slog.String("to", breakerName(to)))
+	a.note(a.logger.Warn, "breaker changed", "from", breakerName(from), "to", breakerName(to))
 	if to == gobreaker.StateOpen {
 		a.openUntil = time.Now().Add(a.cfg.BreakerOpenFor)
 		a.wake.Reset(a.cfg.BreakerOpenFor + time.Millisecond)
@@ -598,7 +601,7 @@ func (a *account) readToken() {
 		// A file that is being replaced may be missing for a moment: the
 		// token that is known is still the best one.
 		if a.fileTrouble != err.Error() {
-			a.note(slog.LevelWarn, "token file not usable", slog.Any("err", err))
+			a.note(a.logger.Warn, "token file not usable", "err", err)
 		}
 		a.fileTrouble = err.Error()
 		return
@@ -612,7 +615,7 @@ func (a *account) readToken() {
 	if a.halt != nil {
 		a.halt.probe = true
 	}
-	a.note(slog.LevelInfo, "token changed")
+	a.note(a.logger.Info, "token changed")
 	a.dispatch()
 }
 

@@ -153,7 +153,7 @@ func (t *table) judge(r reply, b body, readable bool, p *schema.Packed, pol poli
 	case m.throttled:
 		return throttled(throttleText, pauseFor(r.header, b.msg))
 	case m.row != nil:
-		return t.fromRow(m.row, b, p, pol)
+		return fromRow(m.row, b, p, pol)
 	case b.code == codePlatform:
 		return unrecognised(m.hint)
 	case b.code == codeRefused:
@@ -250,7 +250,7 @@ func (t *table) success(s tally) finding {
 }
 
 // fromRow is the finding of an answer that the table lists.
-func (t *table) fromRow(r *row, b body, p *schema.Packed, pol policy) finding {
+func fromRow(r *row, b body, p *schema.Packed, pol policy) finding {
 	f := finding{health: healthAlive, Answer: schema.Answer{
 		Effect: r.effect, Reached: true, Reason: r.slug, Class: r.class, Advice: r.advice, Redrivable: r.redrivable,
 		StopParcel: stopParcelRows[r.number],

@@ -65,6 +65,7 @@ func TestReadRows(t *testing.T) {
 			if r.code == codePlatform {
 				want.health = healthShop
 			}
+		case actSucceed, actFail, actReconcile:
 		}
 		for style, text := range styles(r) {
 			// The API escapes what is not ASCII; both are the same JSON.
@@ -356,7 +357,7 @@ func proven(status int, raw []byte) bool {
 		}
 		return false
 	}
-	if said, there := fields["success"]; there && (said == false || number(said) == "0" || strings.EqualFold(fmt.Sprint(said), "false")) {
+	if said, there := fields["success"]; there && (fmt.Sprint(said) == "false" || number(said) == "0" || strings.EqualFold(fmt.Sprint(said), "false")) {
 		return false
 	}
 	elements, ok := fields["data"].([]any)
@@ -372,12 +373,39 @@ func proven(status int, raw []byte) bool {
 	return len(elements) > 0
 }
 
+// What a failed event says is in the closed sets of its schema.
+func TestReasonsAreInTheSchema(t *testing.T) {
+	text, found := schema.JSONSchema("order.shipment-failed.v1")
+	if !found {
+		t.Fatal("no schema")
+	}
+	var failed struct {
+		Properties struct{ Reason, Class struct{ Enum []string } }
+	}
+	if err := json.Unmarshal(text, &failed); err != nil {
+		t.Fatal(err)
+	}
+	said := []schema.Answer{
+		unknown(testPolicy).Answer, unlisted(policy{}).Answer, unrecognised(true).Answer,
+		answers.success(tally{no: 1}).Answer, answers.success(tally{}).Answer,
+	}
+	for _, r := range answers.rows[1:] {
+		said = append(said, fromRow(r, body{}, order(1), testPolicy).Answer)
+	}
+	for _, a := range said {
+		if !slices.Contains(failed.Properties.Reason.Enum, a.Reason) || !slices.Contains(failed.Properties.Class.Enum, a.Class) {
+			t.Errorf("reason %s of class %s is not in the schema", a.Reason, a.Class)
+		}
+	}
+}
+
 func FuzzAnswer(f *testing.F) {
 	for _, body := range []string{
 		success, `{"code":"0","data":{"success":"true"}}`, `{"code":0,"data":[{"success":false}]}`, `{"code":0}`, `{"code":0,"data":[]}`,
 		`{"name":"Too Many Requests","message":"m","code":0,"status":429}`, `{"success":false,"data":{"name":"n","message":"m","code":0,"status":404}}`,
 		`{"code":614,"msg":"参数为空","data":[{"success":true}]}`, answerText(204, "次数不足"), answerText(302, "未授权店铺"), `<html>`, ``, `null`, `[]`,
 		`{"code":0,"success":false,"data":[{"success":true}]}`, `{"code":0,"data":[{"success":true},{"success":1}]}`, "\ufeff{}",
+		`{"data":[{"success":true}]}`, `{"code":0,"data":[{"success":true},{}]}`, `{"code":0,"data":[{"success":true},{"success":false}]}`,
 	} {
 		for _, status := range []int{200, 201, 302, 401, 404, 429, 500, 503} {
 			f.Add(status, []byte(body), true, "3")

@@ -65,13 +65,14 @@ type exchange struct {
 var errCallTimeout = errors.New("upstream: the call took too long")
 
 // do makes one HTTP exchange. The launch decides when and whether the request
-// leaves; from then on nothing but the time limit ends it.
-func (u *Upstream) do(l *launch, token, contentType string, body []byte) exchange {
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(l.ready))
+// leaves, for as long as ready lasts; from then on nothing but the time limit
+// ends it.
+func (u *Upstream) do(ready context.Context, l *launch, token, contentType string, body []byte) exchange {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ready))
 	defer cancel(nil)
-	defer context.AfterFunc(l.ready, func() {
-		if l.refuse(context.Cause(l.ready)) {
-			cancel(context.Cause(l.ready))
+	defer context.AfterFunc(ready, func() {
+		if l.refuse(context.Cause(ready)) {
+			cancel(context.Cause(ready))
 		}
 	})()
 	var x exchange

@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -45,7 +47,8 @@ func listen(t *testing.T, handle func(n int, conn *net.TCPConn)) *tcp {
 				return
 			}
 			s.wg.Go(func() {
-				handle(n, conn.(*net.TCPConn))
+				tcpConn, _ := conn.(*net.TCPConn)
+				handle(n, tcpConn)
 				_ = conn.Close()
 			})
 		}
@@ -189,7 +192,7 @@ func TestRefusedCallIsSilent(t *testing.T) {
 			})
 			cfg := testConfig(s.url())
 			cfg.BreakerFailures = 1
-			cfg.Accounts[0].RatePerSecond = 0.2
+			cfg.Accounts[0].RatePerSecond = 0.001
 			var conns connKeeper
 			cfg.DialContext = conns.dial
 			u := newUpstream(t, cfg)
@@ -224,6 +227,46 @@ func TestRefusedCallIsSilent(t *testing.T) {
 			}
 			if st := u.Accounts()[0]; st.Calls != 0 || st.InFlight != 0 {
 				t.Errorf("got %+v, want no call", st)
+			}
+		})
+	}
+}
+
+// The last word on a call is spoken when it leaves: by the account, and by
+// whatever may have ended meanwhile.
+func TestLaunchIsFinal(t *testing.T) {
+	ended, end := context.WithCancel(t.Context())
+	end()
+	no := func() bool { return false }
+	for name, tt := range map[string]struct {
+		ready  context.Context
+		permit func() bool
+		refuse error
+		want   error
+	}{
+		"leaves":           {t.Context(), yes, nil, nil},
+		"not permitted":    {t.Context(), no, nil, errNotAllowed},
+		"ended":            {ended, yes, nil, context.Canceled},
+		"refused before":   {t.Context(), yes, errConnLost, errConnLost},
+		"refused at first": {ended, no, errConnLost, errConnLost},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client, server := net.Pipe()
+			var wg sync.WaitGroup
+			var seen int64
+			wg.Go(func() { seen, _ = io.Copy(io.Discard, server) })
+			l := newLaunch(tt.ready, newPacer(1e6, 0), tt.permit)
+			if tt.refuse != nil {
+				l.refuse(tt.refuse)
+			}
+			n, err := l.write(client, []byte("POST"))
+			_ = client.Close()
+			wg.Wait()
+			if !errors.Is(err, tt.want) || !errors.Is(l.refusal(), tt.want) {
+				t.Errorf("got %v and %v, want %v", err, l.refusal(), tt.want)
+			}
+			if left := tt.want == nil; (n == 4) != left || (seen == 4) != left || l.refuse(errEarlyAnswer) == left {
+				t.Errorf("wrote %d, seen %d", n, seen)
 			}
 		})
 	}
@@ -286,7 +329,9 @@ func (k *connKeeper) closeAll() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, c := range k.conns {
-		_ = c.(*net.TCPConn).CloseRead()
+		if conn, ok := c.(*net.TCPConn); ok {
+			_ = conn.CloseRead()
+		}
 	}
 }
 
@@ -640,7 +685,9 @@ func TestTLS(t *testing.T) {
 	cfg := testConfig(s.URL)
 	cfg.Accounts[0].RatePerSecond = 20
 	u := newUpstream(t, cfg)
-	u.transport.TLSClientConfig = &tls.Config{RootCAs: s.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, MinVersion: tls.VersionTLS12}
+	roots := x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	u.transport.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 	start := time.Now()
 	for i := range 4 {
 		if got := send(t, u, order(i+1)); got.Action != schema.ActSucceed {

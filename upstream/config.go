@@ -99,7 +99,7 @@ type WaybillCheck string
 // The ways to check a waybill number.
 const (
 	CheckOff    WaybillCheck = "off"
-	CheckWarn   WaybillCheck = "warn"   // counted and logged, then sent all the same
+	CheckWarn   WaybillCheck = "warn"   // counted, then sent all the same
 	CheckStrict WaybillCheck = "strict" // breaks rule V06
 )
 

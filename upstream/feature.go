@@ -2,7 +2,6 @@ package upstream
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -47,13 +46,13 @@ type featureError struct {
 
 func (e featureError) String() string { return fmt.Sprintf("feature, character %d: %s", e.pos, e.what) }
 
-// parseFeature reads a feature field. It returns every defect: after one, it goes
-// on with the next entry.
+// parseFeature reads a feature field. It returns its defects, as many as are
+// worth reporting: after one, it goes on with the next entry.
 func parseFeature(s string) (feature, []featureError) {
 	p := featureParser{rest: s, pos: 1, seen: map[string]int{}}
 	for {
 		p.entry()
-		if !p.skipTo(";") {
+		if !p.skipTo(";") || len(p.errs) == maxReported {
 			return p.feature, p.errs
 		}
 	}
@@ -246,14 +245,19 @@ func (p *featureParser) code(what string) (code string, pos int, ok bool) {
 }
 
 // missingOIDs returns the sub-orders that the feature names and the list does
-// not hold.
+// not hold, each once, as many as are worth reporting.
 func (f *feature) missingOIDs(list []string) []featureOID {
+	known := make(map[string]bool, len(list))
+	for _, id := range list {
+		known[id] = true
+	}
 	var missing []featureOID
 	for _, oid := range f.oids {
-		same := func(o featureOID) bool { return o.id == oid.id }
-		if !slices.Contains(list, oid.id) && !slices.ContainsFunc(missing, same) {
-			missing = append(missing, oid)
+		if known[oid.id] || len(missing) == maxReported {
+			continue
 		}
+		known[oid.id] = true
+		missing = append(missing, oid)
 	}
 	return missing
 }

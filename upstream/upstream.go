@@ -255,13 +255,13 @@ func (t *Turn) Send(gate context.Context, startBy time.Time) schema.Answer {
 	start := time.Now()
 	for try := 1; ; try++ {
 		l := newLaunch(ready, a.pacer, func() bool { return a.depart(t) })
-		x := u.do(l, token, contentType, body)
+		x := u.do(ready, l, token, contentType, body)
 		if x.left {
 			return a.conclude(t, x, l)
 		}
 		why := context.Cause(ready)
 		switch {
-		case why == nil && l.refusal() == errNotAllowed: //nolint:errorlint // never wrapped
+		case why == nil && errors.Is(l.refusal(), errNotAllowed):
 			return a.giveUp(t, nil)
 		case why == nil && x.reused && try < freshTries:
 			continue

@@ -2,7 +2,6 @@ package upstream
 
 import (
 	"fmt"
-	"log/slog"
 	"regexp"
 	"slices"
 	"strings"
@@ -15,6 +14,9 @@ import (
 const (
 	maxSubTID      = 50 // of one call
 	maxCarrierName = 20 // in characters
+	// maxReported is how often one rule is reported as broken for the parts of
+	// one field. A field can have as many parts as a record has bytes.
+	maxReported = 10
 )
 
 var (
@@ -31,10 +33,9 @@ func (u *Upstream) Validate(p *schema.Packed) []schema.Violation {
 	v.tid()
 	v.waybill()
 	v.carrier()
-	if mismatch := v.pattern(u.cfg.WaybillCheck); mismatch != "" {
+	if !v.pattern(u.cfg.WaybillCheck) {
 		u.metrics.mismatches.Inc()
-		u.cfg.Logger.Info("waybill number does not look like its carrier's",
-			slog.String("tid", p.TID), slog.String("company_code", p.CompanyCode))
+		u.cfg.Logger.Debug("waybill number does not look like its carrier's", "tid", p.TID, "company_code", p.CompanyCode)
 	}
 	v.split()
 	v.addresses()
@@ -139,24 +140,20 @@ func isChineseName(s string) bool {
 		!strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
-// pattern compares the waybill number with the carrier's pattern. It returns the
-// pattern if they do not match and that is only to be noted.
-func (v *validator) pattern(check WaybillCheck) string {
+// pattern compares the waybill number with the carrier's pattern. It returns
+// false if they do not match and that is only to be noted.
+func (v *validator) pattern(check WaybillCheck) bool {
 	carrier := v.carriers.byCode[v.CompanyCode]
 	if carrier == nil || carrier.pattern == nil || !waybillPattern.MatchString(v.OutSID) || carrier.pattern.MatchString(v.OutSID) {
-		return ""
+		return true
 	}
 	if carrier.check != "" {
 		check = carrier.check
 	}
-	switch check {
-	case CheckWarn:
-		return carrier.pattern.String()
-	case CheckStrict:
+	if check == CheckStrict {
 		v.violate("V06", "out_sid", "out_sid %s does not match the pattern %s of carrier %s", v.OutSID, carrier.pattern, carrier.code)
-	case CheckOff:
 	}
-	return ""
+	return check != CheckWarn
 }
 
 // split checks is_split and the list of sub-orders.
@@ -179,7 +176,11 @@ func (v *validator) split() {
 		v.violate("V14", "sub_tid", "sub_tid must list at most %d sub-orders, got %d", maxSubTID, n)
 	}
 	seen := make(map[string]bool, len(v.SubTID))
+	before := len(v.broken)
 	for i, id := range v.SubTID {
+		if len(v.broken)-before == maxReported {
+			break
+		}
 		switch {
 		case !schema.ValidID(id):
 			v.violate("V14", "sub_tid", "sub_tid item %d must be a whole number from 1 to 9223372036854775807 without spaces, got %q", i+1, cut(id, 60))

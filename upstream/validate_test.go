@@ -1,0 +1,324 @@
+package upstream
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"packship/schema"
+)
+
+// packed decodes an event as the consumer does.
+func packed(t *testing.T, fields string) *schema.Packed {
+	t.Helper()
+	base := `"shop_id":"S1","tid":"2345678901234567891","out_sid":"SF1234567890123","company_code":"SF"`
+	p, err := schema.DecodePacked(&schema.Record{Value: []byte("{" + base + fields + "}")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func subs(n int) string {
+	ids := make([]string, n)
+	for i := range ids {
+		ids[i] = fmt.Sprint(1000 + i)
+	}
+	return strings.Join(ids, ",")
+}
+
+func TestValidate(t *testing.T) {
+	tests := map[string]struct {
+		fields string // later fields win over earlier ones
+		want   []string
+	}{
+		"nothing":          {``, nil},
+		"everything":       {`,"is_split":1,"sub_tid":"11,12","sender_id":"5","cancel_id":6,"feature":"identCode=11:A1|12:B1,B2;retailStoreId=9;retailStoreType=STORE","vvtype":4`, nil},
+		"is_split 0":       {`,"is_split":0`, nil},
+		"sub_tid empty":    {`,"is_split":0,"sub_tid":""`, nil},
+		"feature empty":    {`,"feature":""`, nil},
+		"waybill in small": {`,"out_sid":" ｓｆ1234567890123\u3000"`, nil},
+		"carrier in small": {`,"company_code":"sf"`, nil},
+		"Chinese carrier":  {`,"company_code":"某某快递"`, nil},
+		"carrier of 20":    {`,"company_code":"` + strings.Repeat("快", 20) + `"`, nil},
+		"merged parcel":    {`,"out_sid":"SF9999999999999"`, nil},
+		"50 sub-orders":    {`,"is_split":1,"sub_tid":"` + subs(50) + `"`, nil},
+		"sub_tid array":    {`,"is_split":1,"sub_tid":[11,"12"]`, nil},
+
+		"V04 missing":              {`,"out_sid":null`, []string{"V04 out_sid"}},
+		"V04 blank":                {`,"out_sid":" \u3000\u200b\ufeff"`, []string{"V04 out_sid"}},
+		"V04 number":               {`,"out_sid":1234567890123`, []string{"V04 out_sid"}},
+		"V05 short":                {`,"out_sid":"SF12"`, []string{"V05 out_sid"}},
+		"V05 long":                 {`,"out_sid":"` + strings.Repeat("1", 36) + `"`, []string{"V05 out_sid"}},
+		"V05 two numbers":          {`,"out_sid":"SF1234567890123;SF1234567890124"`, []string{"V05 out_sid"}},
+		"V05 inner space":          {`,"out_sid":"SF12345 67890123"`, []string{"V05 out_sid"}},
+		"V05 Chinese":              {`,"out_sid":"顺丰1234567890123"`, []string{"V05 out_sid"}},
+		"V08 missing":              {`,"company_code":null`, []string{"V08 company_code"}},
+		"V08 blank":                {`,"company_code":"  "`, []string{"V08 company_code"}},
+		"V08 number":               {`,"company_code":5`, []string{"V08 company_code"}},
+		"V09 other (case 12)":      {`,"company_code":"other"`, []string{"V09 company_code"}},
+		"V09 Other":                {`,"company_code":" Other "`, []string{"V09 company_code"}},
+		"V09 full-width":           {`,"company_code":"ＯＴＨＥＲ"`, []string{"V09 company_code"}},
+		"V09 unknown":              {`,"company_code":"SFF"`, []string{"V09 company_code"}},
+		"V09 JD's number":          {`,"company_code":"463"`, []string{"V09 company_code"}},
+		"V09 not Chinese":          {`,"company_code":"Почта"`, []string{"V09 company_code"}},
+		"V09 control":              {`,"company_code":"某某\n快递"`, []string{"V09 company_code"}},
+		"V10 long name":            {`,"company_code":"` + strings.Repeat("快", 21) + `"`, []string{"V10 company_code"}},
+		"V11 swapped (case 12)":    {`,"company_code":"SF1234567890123","out_sid":"SF"`, []string{"V05 out_sid", "V09 company_code", "V11 out_sid", "V11 company_code"}},
+		"V11 number":               {`,"company_code":"75312345678901"`, []string{"V09 company_code", "V11 company_code"}},
+		"V11 same":                 {`,"company_code":"SF1234567890123"`, []string{"V09 company_code", "V11 company_code"}},
+		"V11 order id":             {`,"out_sid":"2345678901234567891"`, []string{"V11 out_sid"}},
+		"V11 code":                 {`,"out_sid":"YUNDA"`, []string{"V11 out_sid"}},
+		"V12 2":                    {`,"is_split":2`, []string{"V12 is_split"}},
+		"V12 true":                 {`,"is_split":true,"sub_tid":"11"`, []string{"V12 is_split"}},
+		"V12 string":               {`,"is_split":"1","sub_tid":"11"`, []string{"V12 is_split"}},
+		"V13 not split (case 10)":  {`,"is_split":0,"sub_tid":"11,12"`, []string{"V13 is_split"}},
+		"V13 only sub_tid":         {`,"sub_tid":"11,12"`, []string{"V13 is_split"}},
+		"V13 no sub_tid (case 10)": {`,"is_split":1`, []string{"V13 sub_tid"}},
+		"V13 empty array":          {`,"is_split":1,"sub_tid":[]`, []string{"V13 sub_tid"}},
+		"V14 empty (case 10)":      {`,"is_split":1,"sub_tid":"11,,12"`, []string{"V14 sub_tid"}},
+		"V14 wide (case 10)":       {`,"is_split":1,"sub_tid":"11，12"`, []string{"V14 sub_tid"}},
+		"V14 twice (case 10)":      {`,"is_split":1,"sub_tid":"11,11"`, []string{"V14 sub_tid"}},
+		"V14 51 (case 10)":         {`,"is_split":1,"sub_tid":"` + subs(51) + `"`, []string{"V14 sub_tid"}},
+		"V14 space":                {`,"is_split":1,"sub_tid":"11, 12"`, []string{"V14 sub_tid"}},
+		"V14 zero":                 {`,"is_split":1,"sub_tid":"011"`, []string{"V14 sub_tid"}},
+		"V14 too large":            {`,"is_split":1,"sub_tid":"9223372036854775808"`, []string{"V14 sub_tid"}},
+		"V14 two items":            {`,"is_split":1,"sub_tid":"a,b"`, []string{"V14 sub_tid", "V14 sub_tid"}},
+		"V14 object":               {`,"is_split":1,"sub_tid":{}`, []string{"V14 sub_tid"}},
+		"V14 item":                 {`,"is_split":1,"sub_tid":[1.5,"x","x"]`, []string{"V14 sub_tid"}},
+		"V15 (case 11)":            {`,"feature":"identCode=1001:A1；machineCode=1002:B1"`, []string{"V15 feature"}},
+		"V15 two":                  {`,"feature":"x=1;identCode=1:A;y"`, []string{"V15 feature", "V15 feature"}},
+		"V15 type":                 {`,"feature":[]`, []string{"V15 feature"}},
+		"V16 (case 11)":            {`,"is_split":1,"sub_tid":"11","feature":"identCode=12:A|11:B;machineCode=12:C"`, []string{"V16 feature"}},
+		"V16 whole order":          {`,"feature":"identCode=12:A"`, nil},
+		"V17 no type":              {`,"feature":"retailStoreId=12345"`, []string{"V17 feature"}},
+		"V17 no id":                {`,"feature":"retailStoreType=STORE"`, []string{"V17 feature"}},
+		"V15 wrong type":           {`,"feature":"retailStoreType=SHOP;retailStoreId=1"`, []string{"V15 feature"}},
+		"V18":                      {`,"vvtype":5`, []string{"V18 vvtype"}},
+		"V18 string":               {`,"vvtype":"1"`, []string{"V18 vvtype"}},
+		"V19 sender":               {`,"sender_id":"0"`, []string{"V19 sender_id"}},
+		"V19 both":                 {`,"sender_id":"x","cancel_id":"9223372036854775808"`, []string{"V19 sender_id", "V19 cancel_id"}},
+		"V19 type":                 {`,"sender_id":1.5`, []string{"V19 sender_id"}},
+		"all at once": {
+			`,"out_sid":"","company_code":"OTHER","is_split":true,"sub_tid":"0","feature":"x","sender_id":"-1","vvtype":9`,
+			[]string{"V04 out_sid", "V09 company_code", "V12 is_split", "V14 sub_tid", "V15 feature", "V18 vvtype", "V19 sender_id"},
+		},
+	}
+	u := newUpstream(t, testConfig("http://api.test/"))
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			p := packed(t, tt.fields)
+			given := len(p.Violations)
+			var got []string
+			for _, v := range u.Validate(p) {
+				got = append(got, v.Rule+" "+v.Field)
+				if v.Message == "" {
+					t.Errorf("%s has no message", v.Rule)
+				}
+			}
+			if d := cmp.Diff(tt.want, got); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
+			}
+			if len(p.Violations) != given {
+				t.Error("the event was changed")
+			}
+		})
+	}
+}
+
+// A field that is wrong a million times is not reported a million times.
+func TestValidateReportsAreBounded(t *testing.T) {
+	u := newUpstream(t, testConfig("http://api.test/"))
+	p := order(1)
+	p.IsSplit, p.SubTID = 1, strings.Split(strings.Repeat(",", 1<<20), ",")
+	p.Feature = strings.Repeat(";", 1<<20)
+	if got := len(u.Validate(p)); got != 1+2*maxReported {
+		t.Errorf("got %d violations, want one for the length and %d for each field", got, maxReported)
+	}
+	var b strings.Builder
+	b.WriteString("identCode=")
+	for i := range 1 << 16 {
+		fmt.Fprintf(&b, "%d:A%d|", i+1, i)
+	}
+	p.SubTID, p.Feature = []string{"0"}, strings.TrimSuffix(b.String(), "|")
+	if got := len(u.Validate(p)); got != 1+maxReported {
+		t.Errorf("got %d violations, want one of sub_tid and %d of feature", got, maxReported)
+	}
+}
+
+// Ids that the decoder should have refused are refused here, too.
+func TestValidateIDs(t *testing.T) {
+	u := newUpstream(t, testConfig("http://api.test/"))
+	for _, tid := range []string{"0012", "+12", "1.2e3", "９９", "", "9223372036854775808", "201117-681808213123308"} {
+		p := order(1)
+		p.TID = tid
+		if got := u.Validate(p); len(got) != 1 || got[0].Rule != "V03" {
+			t.Errorf("%q: got %+v", tid, got)
+		}
+	}
+	for _, shop := range []string{"", "a b", strings.Repeat("x", 65), "店"} {
+		p := order(1)
+		p.ShopID = shop
+		if got := u.Validate(p); len(got) != 1 || got[0].Rule != "V01" {
+			t.Errorf("%q: got %+v", shop, got)
+		}
+	}
+	p := order(1)
+	p.IsSplit, p.VVType = 7, -1
+	if got := u.Validate(p); len(got) != 2 || got[0].Rule != "V12" || got[1].Rule != "V18" {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestWaybillCheck(t *testing.T) {
+	catalogue, err := ParseCatalogue(strings.NewReader(`carriers:
+  - {code: SF, pattern: '^SF[0-9]+$'}
+  - {code: LOOSE, pattern: '^L[0-9]+$', check: off}
+  - {code: TIGHT, pattern: '^T[0-9]+$', check: strict}
+  - {code: ANY}
+  - {code: GONE, disabled: true}
+  - {code: ONLINE, self_contact: false}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		check      WaybillCheck
+		carrier    string
+		want       string
+		mismatches float64
+	}{
+		{CheckOff, "SF", "", 0},
+		{CheckWarn, "SF", "", 1},
+		{"", "SF", "", 1},
+		{CheckStrict, "SF", "V06", 0},
+		{CheckStrict, "LOOSE", "", 0},
+		{CheckWarn, "LOOSE", "", 0},
+		{CheckOff, "TIGHT", "V06", 0},
+		{CheckStrict, "ANY", "", 0},
+		{CheckStrict, "某某快递", "", 0},
+		{CheckWarn, "GONE", "V09", 0},
+		{CheckWarn, "ONLINE", "V09", 0},
+	} {
+		reg := prometheus.NewRegistry()
+		cfg := testConfig("http://api.test/")
+		cfg.WaybillCheck, cfg.Carriers, cfg.Registerer = tt.check, catalogue, reg
+		u := newUpstream(t, cfg)
+		p := order(1)
+		p.OutSID, p.CompanyCode = "X1234567", tt.carrier
+		got := ""
+		for _, v := range u.Validate(p) {
+			got += v.Rule
+		}
+		if got != tt.want {
+			t.Errorf("check %q, carrier %s: got %q, want %q", tt.check, tt.carrier, got, tt.want)
+		}
+		if n := series(t, reg)["packship_waybill_mismatches_total{}"]; n != tt.mismatches {
+			t.Errorf("check %q, carrier %s: %g mismatches, want %g", tt.check, tt.carrier, n, tt.mismatches)
+		}
+		p.OutSID = "SF123456"
+		if tt.carrier == "SF" && len(u.Validate(p)) > 0 {
+			t.Errorf("a good number breaks a rule: %+v", u.Validate(p))
+		}
+	}
+}
+
+func TestParseFeature(t *testing.T) {
+	tests := map[string]struct {
+		feature string
+		errs    []string // the beginnings of the messages
+		oids    string
+	}{
+		"two serials":           {"identCode=1001:12345,67890", nil, "1001"},
+		"two keys":              {"identCode=1001:A1,A2|1002:B1;machineCode=1003:M1,M2", nil, "1001 1002 1003"},
+		"store":                 {"retailStoreId=12345;retailStoreType=STORE", nil, ""},
+		"mixed":                 {"identCode=1001:A1;retailStoreId=9;retailStoreType=WAREHOUSE", nil, "1001"},
+		"any letters":           {"identCode=1:ä-/_.(+)串号；１", nil, "1"},
+		"same code in two keys": {"identCode=1:A;machineCode=1:A", nil, "1 1"},
+
+		"the page's own": {"identCode=tid:aaa,bbb", []string{`feature, character 11: "tid" is no sub-order id`}, ""},
+		"full-width":     {"identCode=1001:A1；machineCode=1003:M1", []string{"feature, character 30: expected ';' or the end"}, "1001"},
+		"trailing":       {"identCode=1001:A1;", []string{"feature, character 19: empty entry"}, "1001"},
+		"leading":        {";identCode=1001:A1", []string{"feature, character 1: empty entry"}, "1001"},
+		"no code":        {"identCode=1001:", []string{"feature, character 16: expected a code"}, "1001"},
+		"empty code":     {"identCode=1001:A,,B", []string{"feature, character 18: expected a code"}, "1001"},
+		"trailing comma": {"identCode=1001:A,", []string{"feature, character 18: expected a code"}, "1001"},
+		"oid twice":      {"identCode=1001:A1|1001:A2", []string{"feature, character 19: sub-order 1001 is there a second time"}, "1001"},
+		"key twice":      {"identCode=1001:A1;identCode=1002:B1", []string{"feature, character 19: key identCode is there a second time, first at character 1"}, "1001"},
+		"code twice":     {"identCode=1:A|2:A", []string{`feature, character 17: code "A" is there a second time`}, "1 2"},
+		"small letters":  {"identcode=1001:A1", []string{`feature, character 1: unknown key "identcode"`}, ""},
+		"wrong type":     {"retailStoreType=SHOP;retailStoreId=1", []string{"feature, character 17: retailStoreType must be STORE or WAREHOUSE"}, ""},
+		"type and more":  {"retailStoreType=STORE:1", []string{"feature, character 22: expected ';' or the end"}, ""},
+		"no store":       {"retailStoreId=;retailStoreType=STORE", []string{"feature, character 15: expected the store id"}, ""},
+		"two stores":     {"retailStoreId=1,2;retailStoreType=STORE", []string{"feature, character 16: expected ';' or the end"}, ""},
+		"quotes":         {`identCode="1001:A1"`, []string{"feature, character 11: "}, ""},
+		"quoted code":    {"identCode=1001:“A1”", []string{"feature, character 16: a code of sub-order 1001 must not hold"}, "1001"},
+		"space":          {"identCode=1001:A 1", []string{"feature, character 17: a code of sub-order 1001 must not hold"}, "1001"},
+		"wide space":     {"identCode=1001:A\u30001", []string{"feature, character 17: "}, "1001"},
+		"zero-width":     {"identCode=1001:A\u200b1", []string{"feature, character 17: "}, "1001"},
+		"control":        {"identCode=1001:A\x00", []string{"feature, character 17: "}, "1001"},
+		"only a key":     {"identCode", []string{`feature, character 10: expected "=" after identCode`}, ""},
+		"no colon":       {"identCode=1001", []string{`feature, character 15: expected ":" after sub-order 1001`}, "1001"},
+		"no key":         {"=1001:A", []string{"feature, character 1: expected a key"}, ""},
+		"large oid":      {"identCode=9223372036854775808:A", []string{"feature, character 11: "}, ""},
+		"zero oid":       {"identCode=01:A", []string{"feature, character 11: "}, ""},
+		"empty":          {"", []string{"feature, character 1: empty entry"}, ""},
+		"spaces":         {"  ", []string{"feature, character 1: unknown key"}, ""},
+		"several": {"x=1;identCode=1:A;y=2;machineCode=:B", []string{
+			`feature, character 1: unknown key "x"`, `feature, character 19: unknown key "y"`, "feature, character 35: ",
+		}, "1"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			f, errs := parseFeature(tt.feature)
+			if len(errs) != len(tt.errs) {
+				t.Fatalf("got %v, want %d errors", errs, len(tt.errs))
+			}
+			for i, want := range tt.errs {
+				if !strings.HasPrefix(errs[i].String(), want) {
+					t.Errorf("error %d: got %q, want %q", i, errs[i], want)
+				}
+			}
+			var oids []string
+			for _, o := range f.oids {
+				oids = append(oids, o.id)
+			}
+			if got := strings.Join(oids, " "); got != tt.oids {
+				t.Errorf("sub-orders: got %q, want %q", got, tt.oids)
+			}
+		})
+	}
+}
+
+// FuzzFeature holds the parser against the grammar, written a second time as
+// one regular expression and a few loops.
+func FuzzFeature(f *testing.F) {
+	for _, s := range []string{
+		"identCode=1001:12345,67890", "identCode=1001:A1,A2|1002:B1;machineCode=1003:M1,M2", "retailStoreId=12345;retailStoreType=STORE",
+		"identCode=tid:aaa,bbb", "identCode=1001:A1；machineCode=1003:M1", "identCode=1001:A1;", "identCode=1001:A1|1001:A2", "x=1;;y", "",
+		"identCode=9223372036854775807:A", "identCode=9223372036854775808:A", "identCode=1:“", "identCode=1:\u200b", "\xff=\xff",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		parsed, errs := parseFeature(s)
+		if got, want := len(errs) == 0, validFeature(s); got != want {
+			t.Fatalf("%q: got valid %t (%v), want %t", s, got, errs, want)
+		}
+		last := 0
+		for _, e := range errs {
+			if e.pos < 1 || e.pos > len([]rune(s))+1 || e.pos < last {
+				t.Fatalf("%q: error at %d after %d", s, e.pos, last)
+			}
+			last = e.pos
+		}
+		for _, o := range parsed.oids {
+			if got := string([]rune(s)[o.pos-1:][:len(o.id)]); got != o.id {
+				t.Fatalf("%q: sub-order %s is not at %d", s, o.id, o.pos)
+			}
+		}
+	})
+}
