@@ -3,8 +3,6 @@ package ledger
 import (
 	"slices"
 	"testing"
-
-	"packship/schema"
 )
 
 // exploration is a configuration of the model with what it is expected to show.
@@ -176,7 +174,7 @@ func TestExploreFlaws(t *testing.T) {
 	} {
 		t.Run(flaw.name, func(t *testing.T) {
 			m := flaw.model
-			m.run(3_000_000)
+			m.run(3_000_000, flaw.want...)
 			t.Logf("%d states, violations %q", len(m.states), m.found())
 			for _, want := range flaw.want {
 				if !slices.Contains(m.found(), want) {
@@ -185,5 +183,4 @@ func TestExploreFlaws(t *testing.T) {
 			}
 		})
 	}
-	_ = schema.StateHeld
 }

@@ -306,7 +306,9 @@ func (s *mState) running(a mAttempt) bool {
 	})
 }
 
-func (m *model) run(limit int) (complete bool) {
+// run explores, up to a number of states, or until it has found all violations
+// of a list that is not empty. It reports whether it has seen all states.
+func (m *model) run(limit int, until ...string) (complete bool) {
 	m.nodes = []mNode{{parent: -1}}
 	for e := range m.events {
 		m.nodes[0].standing[e].round = 1
@@ -325,7 +327,7 @@ func (m *model) run(limit int) (complete bool) {
 	}
 	m.add(init, -1)
 	for n := 0; n < len(m.states); n++ {
-		if len(m.states) > limit {
+		if len(m.states) > limit || len(until) > 0 && m.hasFound(until) {
 			return false
 		}
 		s := m.states[n]
@@ -713,3 +715,12 @@ func (m *model) trace(n int32) string {
 }
 
 func (m *model) found() []string { return slices.Sorted(maps.Keys(m.violations)) }
+
+func (m *model) hasFound(violations []string) bool {
+	for _, what := range violations {
+		if _, ok := m.violations[what]; !ok {
+			return false
+		}
+	}
+	return true
+}

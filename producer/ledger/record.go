@@ -107,6 +107,11 @@ func decode(value []byte) (record, error) {
 	if r, ok := scan(value); ok {
 		return r, nil
 	}
+	return decodeSlowly(value)
+}
+
+// decodeSlowly reads the value of a Kafka record in whatever form it is.
+func decodeSlowly(value []byte) (record, error) {
 	var r record
 	dec := json.NewDecoder(bytes.NewReader(value))
 	if err := dec.Decode(&r); err != nil {

@@ -1,0 +1,173 @@
+package ledger
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
+
+	"packship/producer/internal/brokertest"
+	"packship/schema"
+)
+
+// BenchmarkMemory tells what a settled shipment takes of the heap, spread over
+// the partitions and the days of the horizon.
+func BenchmarkMemory(b *testing.B) {
+	const shipments, partitions, days = 1_000_000, 8, 7
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	for _, share := range []struct {
+		name   string
+		failed func(n int) bool
+	}{
+		{"shipped", func(int) bool { return false }},
+		{"5%-failed", func(n int) bool { return n%20 == 0 }},
+		{"failed", func(int) bool { return true }},
+	} {
+		b.Run(share.name, func(b *testing.B) {
+			for b.Loop() {
+				before := heap()
+				folds := make([]*fold, partitions)
+				for i := range folds {
+					folds[i] = newFold(testLease)
+				}
+				for n := range shipments {
+					var e entry
+					binary.BigEndian.PutUint64(e.key[:], uint64(n)*0x9e3779b97f4a7c15)
+					binary.BigEndian.PutUint64(e.key[8:], uint64(n)*0xc2b2ae3d27d4eb4f)
+					e.time = foldStart.Add(time.Duration(n) * days * 24 * time.Hour / shipments)
+					e.record = record{Kind: kindIntent, Attempt: "w/1", Event: "evt", Round: 1}
+					f := folds[n%partitions]
+					f.apply(&e)
+					e.Kind, e.verdict, e.offset = kindOutcome, schema.Shipped, int64(n)
+					if share.failed(n) {
+						e.verdict = schema.Failed
+					}
+					f.apply(&e)
+				}
+				b.ReportMetric(float64(heap()-before)/shipments, "B/shipment")
+				runtime.KeepAlive(folds)
+			}
+		})
+	}
+}
+
+// BenchmarkClaim tells how long it takes to append an intent and read it back.
+func BenchmarkClaim(b *testing.B) {
+	for _, callers := range []int{1, 16, 256} {
+		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
+			broker := brokertest.Fake(b)
+			topic := broker.Topic(b, 8, nil)
+			r := start(b, broker, topic, "a", func(c *Config) { c.Partitions, c.Logger = 8, quiet })
+			var n atomic.Int64
+			var wg sync.WaitGroup
+			b.ResetTimer()
+			for range callers {
+				wg.Go(func() {
+					for {
+						i := n.Add(1)
+						if i > int64(b.N) {
+							return
+						}
+						if _, held, err := r.Claim(b.Context(), shipment(int(i)), "evt", ""); err != nil || !held {
+							b.Error(held, err)
+							return
+						}
+					}
+				})
+			}
+			wg.Wait()
+		})
+	}
+}
+
+// BenchmarkRestore tells how fast a ledger of 200,000 records is read, beside a
+// bare fetch of the same records in the same run.
+func BenchmarkRestore(b *testing.B) {
+	const shipments, partitions = 100_000, 8
+	broker := brokertest.Fake(b)
+	topic := broker.Topic(b, partitions, nil)
+	fill(b, broker, topic, partitions, shipments)
+	var bare, full time.Duration
+	rounds := 0
+	for b.Loop() {
+		begin := time.Now()
+		var wg sync.WaitGroup
+		for p := range partitions {
+			wg.Go(func() { bareFetch(b, broker, topic, p) })
+		}
+		wg.Wait()
+		bare += time.Since(begin)
+
+		begin = time.Now()
+		r := start(b, broker, topic, "a", func(c *Config) { c.Partitions, c.Logger = partitions, quiet })
+		full += time.Since(begin)
+		if st := r.Status(); st.Entries != shipments || st.Damaged != "" {
+			b.Fatalf("got %+v", st)
+		}
+		if err := r.kill(); err != nil {
+			b.Fatal(err)
+		}
+		rounds++
+	}
+	records := float64(2 * shipments * rounds)
+	b.ReportMetric(records/full.Seconds(), "records/s")
+	b.ReportMetric(records/bare.Seconds(), "bare-records/s")
+	b.ReportMetric(bare.Seconds()/full.Seconds(), "of-bare")
+}
+
+// bareFetch reads all keys and values of a partition.
+func bareFetch(b *testing.B, broker *brokertest.Broker, topic string, partition int) {
+	client := broker.Client(b, topic)
+	ends, err := client.ListOffsets(b.Context(), &kafka.ListOffsetsRequest{
+		Topics: map[string][]kafka.OffsetRequest{topic: {kafka.LastOffsetOf(partition)}},
+	})
+	if err != nil {
+		b.Error(err)
+		return
+	}
+	for next := int64(0); next < ends.Topics[topic][0].LastOffset; {
+		res, err := client.Fetch(b.Context(), &kafka.FetchRequest{
+			Topic: topic, Partition: partition, Offset: next, MinBytes: 1, MaxBytes: fetchBytes, MaxWait: fetchWait,
+		})
+		if err == nil {
+			err = res.Error
+		}
+		if err != nil {
+			b.Error(err)
+			return
+		}
+		for {
+			rec, err := res.Records.ReadRecord()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			for _, part := range []protocol.Bytes{rec.Key, rec.Value} {
+				if part == nil {
+					continue
+				}
+				if _, err := protocol.ReadAll(part); err != nil {
+					b.Error(err)
+				}
+				_ = part.Close()
+			}
+			next = rec.Offset + 1
+		}
+	}
+}

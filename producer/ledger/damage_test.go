@@ -1,0 +1,286 @@
+package ledger
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"packship/producer"
+	"packship/producer/internal/brokertest"
+	"packship/schema"
+)
+
+func onePartition(c *Config) { c.Partitions = 1 }
+
+// put appends a record to the only partition of a topic, past the Ledger.
+func put(t testing.TB, b *brokertest.Broker, topic string, key []byte, value string) {
+	t.Helper()
+	a := producer.NewAppender(producer.AppenderConfig{Client: b.Client(t, topic), Topic: topic, Logger: quiet})
+	if _, err := a.Append(t.Context(), 0, producer.Entry{Key: key, Value: []byte(value)}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func putRecord(t testing.TB, b *brokertest.Broker, topic string, r record) {
+	t.Helper()
+	value, err := r.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, b, topic, nil, string(value))
+}
+
+// TestDamage has records lost or broken, each in a bubble of its own, and sees
+// that the ledger notices, says so, and takes what it does not know for doubtful.
+func TestDamage(t *testing.T) {
+	const topic = "ledger"
+	young := func() time.Time { return time.Now().Add(-time.Hour) }
+	for name, tt := range map[string]struct {
+		// before happens before the process starts, during while it runs.
+		before, during func(t *testing.T, b *brokertest.Broker)
+		want           string // in the reason; "" if there is no damage
+		forgets        bool   // what was known before is not known any more
+	}{
+		"nothing happens": {},
+		"a record that is no JSON": {
+			during: func(t *testing.T, b *brokertest.Broker) { put(t, b, topic, []byte("k"), "hello") },
+			want:   "cannot be read",
+		},
+		"a record without a value": {
+			during: func(t *testing.T, b *brokertest.Broker) { put(t, b, topic, []byte("k"), "") },
+			want:   "cannot be read",
+		},
+		"a record of no shipment": {
+			during: func(t *testing.T, b *brokertest.Broker) {
+				put(t, b, topic, []byte("k"), `{"kind":"intent","attempt":"x/1","event":"e","round":1}`)
+			},
+			want: "key is no shipment",
+		},
+		"the topic is created again while it is read": {
+			during: func(t *testing.T, b *brokertest.Broker) {
+				b.Delete(t, topic)
+				b.Create(t, topic, 1, nil)
+			},
+			want: "was cut off or the topic created again", forgets: true,
+		},
+		"the topic is created again and grows": {
+			during: func(t *testing.T, b *brokertest.Broker) {
+				b.Delete(t, topic)
+				b.Create(t, topic, 1, nil)
+				// Other processes fill it up to where this one was.
+				putRecord(t, b, topic, record{Kind: kindMeta, Meta: &meta{Version: 1, Partitions: 1, Horizon: testHorizon.String(), Epoch: "another"}})
+				for range 20 {
+					putRecord(t, b, topic, record{Kind: kindBye, Incarnation: "x/1"})
+				}
+			},
+			want: "the topic was created again", forgets: true,
+		},
+		"the epoch changes": {
+			during: func(t *testing.T, b *brokertest.Broker) {
+				putRecord(t, b, topic, record{Kind: kindMeta, Meta: &meta{Version: 1, Partitions: 1, Horizon: testHorizon.String(), Epoch: "another", Renews: young()}})
+			},
+			want: "epoch has changed",
+		},
+		"another began the topic at the same time": {
+			during: func(t *testing.T, b *brokertest.Broker) {
+				putRecord(t, b, topic, record{Kind: kindMeta, Meta: &meta{Version: 1, Partitions: 1, Horizon: testHorizon.String(), Epoch: "another"}})
+			},
+		},
+		"the meta record is deleted": {
+			during: func(t *testing.T, b *brokertest.Broker) { b.DeleteRecords(t, topic, 0, 2) },
+			want:   "newest meta record",
+		},
+		"there is no meta record at the start": {
+			before: func(t *testing.T, b *brokertest.Broker) {
+				putRecord(t, b, topic, record{Kind: kindBye, Incarnation: "x/1"})
+			},
+			want: "no meta record",
+		},
+		"the beginning is missing at the start": {
+			before: func(t *testing.T, b *brokertest.Broker) {
+				putRecord(t, b, topic, record{Kind: kindMeta, Meta: &meta{Version: 1, Partitions: 1, Horizon: testHorizon.String(), Epoch: "e", Renews: young()}})
+			},
+			want: "younger than the horizon",
+		},
+		"the beginning has expired at the start": {
+			before: func(t *testing.T, b *brokertest.Broker) {
+				putRecord(t, b, topic, record{Kind: kindMeta, Meta: &meta{Version: 1, Partitions: 1, Horizon: testHorizon.String(), Epoch: "e", Renews: time.Now().Add(-testHorizon)}})
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.Virtual(t)
+				b.Create(t, topic, 1, nil)
+				if tt.before != nil {
+					tt.before(t, b)
+				}
+				r := start(t, b, topic, "a", onePartition)
+				settled, held := shipment(1), shipment(2)
+				settle(t, r, settled, "e1", claim(t, r, settled, "e1", ""), nil)
+				claim(t, r, held, "e1", "")
+				if tt.during != nil {
+					tt.during(t, b)
+				}
+				time.Sleep(2 * choreInterval)
+				if err := r.CatchUp(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+
+				damaged := tt.want != ""
+				st := r.Status()
+				if !damaged != (st.Damaged == "") || !strings.Contains(st.Damaged, tt.want) {
+					t.Errorf("got damage %q, want %q", st.Damaged, tt.want)
+				}
+				if got := testutil.ToFloat64(r.metrics.damaged); (got == 1) != damaged {
+					t.Errorf("got metric %v", got)
+				}
+				if got := strings.Count(r.log.String(), "level=ERROR"); damaged != (got > 0) || got > 3 {
+					t.Errorf("got %d error lines:\n%s", got, r.log)
+				}
+				wantStanding(t, r, shipment(3), "e1", schema.Standing{Round: 1, Doubt: damaged})
+				if got := r.Look(settled, "e1").State; (got == schema.StateSettled) == tt.forgets {
+					t.Errorf("what was settled: got state %v", got)
+				}
+				if got := r.Look(held, "e1").State; (got == schema.StateHeld) == tt.forgets {
+					t.Errorf("what was held: got state %v", got)
+				}
+
+				// It still works, and doubt goes into the log, where others
+				// see it.
+				h := claim(t, r, shipment(4), "e1", "")
+				if h.Doubt != damaged {
+					t.Errorf("got %+v", h)
+				}
+				f := refusal()
+				f.MaybeShipped = damaged
+				o := settle(t, r, shipment(4), "e1", h, f)
+				wantStored(t, r, shipment(4), "e1", o)
+				wantStanding(t, r, shipment(4), "e2", schema.Standing{Round: 2, Attempts: 1, Doubt: damaged})
+			})
+		})
+	}
+}
+
+// TestDeletedBeforeRead has records deleted that a slow process has yet to read.
+func TestDeletedBeforeRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", 1, nil)
+		r := start(t, b, "ledger", "a", onePartition)
+		release := r.brake.hold()
+		time.Sleep(2 * fetchWait) // until the fetch that goes on has ended
+		for range 5 {
+			putRecord(t, b, "ledger", record{Kind: kindBye, Incarnation: "x/1"})
+		}
+		b.DeleteRecords(t, "ledger", 0, 4)
+		release()
+		if err := r.CatchUp(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.Status().Damaged; !strings.Contains(got, "deleted before they were read") {
+			t.Errorf("got damage %q", got)
+		}
+	})
+}
+
+// TestUnusableLedger has a process refuse to start.
+func TestUnusableLedger(t *testing.T) {
+	for name, tt := range map[string]struct {
+		meta meta
+		want []string
+	}{
+		"made for another number of partitions": {
+			meta{Version: 1, Partitions: 8, Horizon: "1h", Epoch: "e"},
+			[]string{"ledger", "8 partitions, not 1", "PACKSHIP_LEDGER_PARTITIONS to 8"},
+		},
+		"written by another version": {
+			meta{Version: 2, Partitions: 1, Horizon: "1h", Epoch: "e"},
+			[]string{"ledger", "version 2", "another topic"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := brokertest.Fake(t)
+			b.Create(t, "ledger", 1, nil)
+			putRecord(t, b, "ledger", record{Kind: kindMeta, Meta: &tt.meta})
+			l, err := New(Config{
+				Client: b.Client(t, "ledger"), Topic: "ledger", Partitions: 1, Horizon: testHorizon, StartBy: 1, CallTimeout: 1,
+				Instance: "a", Logger: quiet,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = l.Run(t.Context())
+			if err == nil {
+				t.Fatal("it runs")
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%q does not say %q", err, want)
+				}
+			}
+			if got := l.WaitReady(t.Context()); got == nil || got.Error() != err.Error() {
+				t.Errorf("waiting until it is ready: got %v", got)
+			}
+			if ok, why := l.Ready(); ok || why != err.Error() {
+				t.Errorf("ready: got %v, %q", ok, why)
+			}
+		})
+	}
+}
+
+// TestClocksThatRunAhead sees that a wrong clock alone forgets nothing.
+func TestClocksThatRunAhead(t *testing.T) {
+	now := time.Date(2026, 11, 24, 2, 0, 0, 0, time.UTC)
+	ahead := now.AddDate(0, 1, 0)
+	for name, tt := range map[string]struct {
+		record, process time.Time
+		forgets         bool
+	}{
+		"neither":            {now, now, false},
+		"that of a record":   {ahead, now, false},
+		"that of a process":  {now, ahead, false},
+		"time really passed": {ahead, ahead, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPartition(0, testLease)
+			old := entry{key: shipment(1).Key(), time: now, record: record{Kind: kindOutcome, Attempt: "w/1", Round: 1, verdict: schema.Shipped}}
+			last := entry{key: shipment(2).Key(), time: tt.record, record: record{Kind: kindIntent, Attempt: "w/2", Round: 1}}
+			p.apply([]entry{old, last}, 2)
+			p.expire(tt.process, testHorizon)
+			if _, _, known := p.fold.standing(shipment(1).Key(), schema.EventHash{}); known == tt.forgets {
+				t.Errorf("got known %v", known)
+			}
+		})
+	}
+}
+
+// TestTransactionMarkers sees that what is no record to us is stepped over.
+func TestTransactionMarkers(t *testing.T) {
+	brokertest.Each(t, func(t *testing.T, b *brokertest.Broker) {
+		topic := b.Topic(t, 1, TopicConfig(testHorizon))
+		r := start(t, b, topic, "a", onePartition)
+		for range 3 {
+			value, err := (&record{Kind: kindBye, Incarnation: "x/1"}).encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.ProduceTransaction(t, topic, 0, nil, value)
+		}
+		// Its last record is a marker.
+		for _, r := range []*replica{r, start(t, b, topic, "b", onePartition)} {
+			if err := r.CatchUp(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := testutil.ToFloat64(r.metrics.records[kindBye]); got != 3 {
+				t.Errorf("%s: got %v records", r.self, got)
+			}
+			if st := r.Status(); st.Damaged != "" {
+				t.Errorf("%s: damaged: %s", r.self, st.Damaged)
+			}
+		}
+	})
+}

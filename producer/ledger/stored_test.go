@@ -1,0 +1,211 @@
+package ledger
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"packship/producer"
+	"packship/producer/internal/brokertest"
+	"packship/schema"
+)
+
+// fill appends n shipped orders, of which shipment says which, to the partitions
+// of a topic, as fast as it can, and returns their outcomes.
+func fill(t testing.TB, b *brokertest.Broker, topic string, partitions, n int) []schema.Outcome {
+	t.Helper()
+	a := producer.NewAppender(producer.AppenderConfig{Client: b.Client(t, topic), Topic: topic, Logger: quiet})
+	outcomes := make([]schema.Outcome, n)
+	batches := make([][]producer.Entry, partitions)
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, 16)
+	flush := func(p int) {
+		entries := batches[p]
+		batches[p] = nil
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if _, err := a.Append(t.Context(), p, entries...); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	add := func(p int, s *schema.Shipment, r *record) {
+		value, err := r.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		batches[p] = append(batches[p], producer.Entry{Key: []byte(s.Canonical()), Value: value})
+	}
+	for p := range partitions {
+		add(p, &schema.Shipment{}, &record{Kind: kindMeta, Meta: &meta{Version: version, Partitions: partitions, Horizon: testHorizon.String(), Epoch: "e"}})
+		flush(p)
+	}
+	for i := range n {
+		s := shipment(i)
+		p := s.Order().LedgerPartition(partitions)
+		outcomes[i] = realisticOutcome(t, s, i)
+		event, attempt := fmt.Sprintf("evt-%d", i), fmt.Sprintf("packship-5d9c7b6f4-x2x7q/1f0c9a3e/%d", i)
+		add(p, s, &record{Kind: kindIntent, Attempt: attempt, Event: event, Round: 1})
+		r, err := outcomeRecord(attempt, event, 1, &outcomes[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		add(p, s, r)
+		if len(batches[p]) >= 400 {
+			flush(p)
+		}
+	}
+	for p := range partitions {
+		if len(batches[p]) > 0 {
+			flush(p)
+		}
+	}
+	wg.Wait()
+	return outcomes
+}
+
+func realisticOutcome(t testing.TB, s *schema.Shipment, n int) schema.Outcome {
+	t.Helper()
+	r := schema.Result{
+		ShopID: s.ShopID, TID: s.TID, OutSID: s.OutSID, CompanyCode: s.CompanyCode, Attempts: 1,
+		Upstream: &schema.Exchange{HTTPStatus: 200, Msg: "成功", Msec: 1193, Time: 1612416107, Withheld: 1},
+		Source:   schema.Source{Topic: "erp.order.packed.v1", Partition: n % 6, Offset: int64(n), EventID: fmt.Sprintf("evt-%d", n)},
+	}
+	o, err := r.Outcome(s, 1, foldStart.Add(time.Duration(n)*100*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// TestReplay asks for the outcomes of a whole ledger again.
+func TestReplay(t *testing.T) {
+	brokertest.Each(t, func(t *testing.T, b *brokertest.Broker) {
+		const n = 30_000
+		topic := b.Topic(t, testPartitions, TopicConfig(testHorizon))
+		outcomes := fill(t, b, topic, testPartitions, n)
+		r := start(t, b, topic, "a")
+		if st := r.Status(); st.Entries != n || st.Damaged != "" {
+			t.Fatalf("got %+v", st)
+		}
+		check := func(t *testing.T, i int) {
+			got, err := r.Stored(t.Context(), shipment(i), "whatever")
+			if err != nil {
+				t.Error(err)
+			} else if got.ResultID != outcomes[i].ResultID || string(got.Event) != string(outcomes[i].Event) {
+				t.Errorf("shipment %d: got %s", i, got.Event)
+			}
+		}
+		replay := func(t *testing.T, workers, jump, most int) {
+			before := r.brake.fetches.Load()
+			var wg sync.WaitGroup
+			next := make(chan int)
+			for range workers {
+				wg.Go(func() {
+					for i := range next {
+						check(t, i)
+					}
+				})
+			}
+			for i := range n {
+				next <- min(n-1, i+rand.IntN(jump))
+			}
+			close(next)
+			wg.Wait()
+			got := int(r.brake.fetches.Load() - before)
+			t.Logf("%d fetches for %d outcomes, the polls of the tail included", got, n)
+			if got > most {
+				t.Errorf("got %d fetches, want at most %d", got, most)
+			}
+		}
+		t.Run("in order", func(t *testing.T) { replay(t, 1, 1, 200) })
+		t.Run("by many, somewhat out of order", func(t *testing.T) { replay(t, 32, 100, 400) })
+		for _, c := range r.stored {
+			if len(c.chunks) > readAheadChunks {
+				t.Errorf("%d chunks are kept", len(c.chunks))
+			}
+		}
+		// What was read last is at hand.
+		before := r.brake.fetches.Load()
+		for i := n - recentOutcomes; i < n; i++ {
+			check(t, i)
+		}
+		if got := r.brake.fetches.Load() - before; got > 2*testPartitions {
+			t.Errorf("got %d fetches for the newest outcomes", got)
+		}
+	})
+}
+
+// TestStoredIsGone has the outcome deleted that is asked for.
+func TestStoredIsGone(t *testing.T) {
+	for name, tt := range map[string]struct {
+		age     time.Duration
+		damaged bool
+	}{
+		"before the horizon": {time.Hour, true},
+		"at the horizon":     {testHorizon + 24*time.Hour, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.Virtual(t)
+				b.Create(t, "ledger", 1, map[string]string{"retention.ms": "-1"})
+				r := start(t, b, "ledger", "a", onePartition)
+				s := shipment(1)
+				settle(t, r, s, "e1", claim(t, r, s, "e1", ""), nil)
+				p := r.partitions[0]
+
+				// It is so old that it is not in memory any more, and the tail
+				// does no chores while time flies.
+				p.mu.Lock()
+				p.recent = recent{}
+				for _, d := range p.fold.days {
+					d.n -= int(tt.age / (24 * time.Hour))
+				}
+				p.mu.Unlock()
+				putRecord(t, b, "ledger", record{Kind: kindMeta, Meta: &meta{Version: 1, Partitions: 1, Horizon: testHorizon.String(), Epoch: p.epoch(), Renews: time.Now()}})
+				if err := r.CatchUp(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				b.DeleteRecords(t, "ledger", 0, 3)
+				if _, err := r.Stored(t.Context(), s, "e1"); !errors.Is(err, kafka.OffsetOutOfRange) {
+					t.Errorf("got %v", err)
+				}
+				if got := r.Status().Damaged; (got != "") != tt.damaged || tt.damaged && !strings.Contains(got, "before the horizon") {
+					t.Errorf("got damage %q", got)
+				}
+				// It is not known any more, so that a replay does not wait for
+				// it for ever.
+				wantStanding(t, r, s, "e1", schema.Standing{Round: 1, Doubt: tt.damaged})
+			})
+		})
+	}
+}
+
+// TestStoredOfAnother sees that a record is not taken for the outcome of another
+// shipment.
+func TestStoredOfAnother(t *testing.T) {
+	r := newReadAhead()
+	body := `{"verdict":"shipped"}`
+	b := batch{next: 12, records: []fetched{
+		{offset: 10, key: []byte("k"), value: []byte(`{"kind":"outcome","attempt":"a","round":1,"outcome":` + body + `}`)},
+		{offset: 11, key: []byte("k"), value: []byte(`{"kind":"release","attempt":"a"}`)},
+	}}
+	for _, tt := range []struct {
+		offset   int64
+		shipment string
+		want     error
+	}{{10, "k", nil}, {10, "other", errGone}, {11, "k", errGone}, {9, "k", errGone}} {
+		got, err := r.get(tt.offset, tt.shipment, func(int64) (batch, error) { return b, nil })
+		if !errors.Is(err, tt.want) || err == nil && string(got) != body {
+			t.Errorf("%d of %s: got %s, %v", tt.offset, tt.shipment, got, err)
+		}
+	}
+}
