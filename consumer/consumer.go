@@ -67,7 +67,6 @@ func New(cfg Config) (*Consumer, error) {
 // have not returned within the stop timeout. It does not wait for a broker that
 // does not answer for longer than a few seconds.
 func (c *Consumer) Run(ctx context.Context) error {
-	defer context.AfterFunc(ctx, c.gate.retire)()
 	// Membership and commits outlive ctx: what is under way when the process
 	// is told to stop is finished and committed as a member.
 	work, leave := context.WithCancelCause(context.WithoutCancel(ctx))

@@ -271,7 +271,6 @@ func (t *tenure) continues(s *session) bool {
 		return false
 	}
 	t.commits.generation = s.generation
-	t.commits.session = nil // until the committed offset has been seen to be ours
 	return true
 }
 

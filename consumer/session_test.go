@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -364,6 +365,63 @@ func TestZombieNeverCommits(t *testing.T) {
 			t.Log(a.log)
 		}
 	})
+}
+
+// Records that wait in their lane when the partition is lost are not handled at
+// all.
+func TestWaitingRecordsOfALostPartitionAreDropped(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		w.produce(0, event("s", 1), event("s", 1), event("s", 1))
+		release := make(chan struct{})
+		h := &fakeHandler{work: func(context.Context, *Gate, *schema.Record, *schema.Packed) error {
+			<-release
+			return nil
+		}}
+		a := w.start("a", h)
+		await(t, "all records to be read", func() bool { return tenureOf(t, a, 0).position() == 3 })
+		tn := tenureOf(t, a, 0)
+		b := w.start("b", &fakeHandler{work: until(make(chan struct{}))})
+		b.awaitRole(RoleStandby)
+		a.net.cut(true)
+		b.awaitRole(RoleActive)
+		a.net.heal()
+		a.awaitRole(RoleStandby)
+		close(release)
+		await(t, "the lane to empty", func() bool { return a.c.lanes.active() == 0 })
+		if began, _ := h.count(); began != 1 {
+			t.Errorf("%d records were handled, want the first only", began)
+		}
+		if records, bytes := tn.inMemory(); records != 0 || bytes != 0 {
+			t.Errorf("%d records with %d bytes are left in memory", records, bytes)
+		}
+	})
+}
+
+// A commit that is refused because the group has gone on without this member
+// closes the gate and ends the generation, without waiting for a heartbeat to
+// notice.
+func TestFencedCommitEndsTheGeneration(t *testing.T) {
+	for _, refusal := range []*kerr.Error{kerr.IllegalGeneration, kerr.UnknownMemberID} {
+		t.Run(refusal.Message, func(t *testing.T) {
+			inWorld(t, 1, func(t *testing.T, w *world) {
+				h := new(fakeHandler)
+				r := w.start("a", h, func(c *Config) { c.SessionTimeout = 60 * time.Second })
+				r.awaitRole(RoleActive)
+				generation := r.c.Status().Generation
+				closed := watchGate(t, &r.c.gate)
+				fault := w.fault(kfakeFault(kmsg.OffsetCommit, refusal, 1))
+				w.produce(0, event("s", 1))
+				if err := fault.Wait(t.Context(), 1); err != nil {
+					t.Fatal(err)
+				}
+				await(t, "the next generation", func() bool { return r.c.Status().Generation > generation })
+				w.awaitCommit(0, 1)
+				if n := len(closed()); n != 1 {
+					t.Errorf("the gate was closed %d times, want once", n)
+				}
+			})
+		})
+	}
 }
 
 // A partition that was lost and comes back while handlers of the first time
@@ -917,6 +975,36 @@ func TestStopDoesNotWaitForAHungBroker(t *testing.T) {
 			t.Errorf("%d log lines about the commit that was not possible, want 1", n)
 		}
 		r.net.cut(true)
+	})
+}
+
+// A dial that never returns keeps the group's own goroutine, but not Run.
+func TestStopDoesNotWaitForAHungDial(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		release := make(chan struct{})
+		defer close(release)
+		var hang atomic.Bool
+		r := w.start("a", new(fakeHandler), func(c *Config) {
+			dial := c.Dialer.DialFunc
+			c.Dialer.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				if hang.Load() {
+					<-release
+				}
+				return dial(ctx, network, addr)
+			}
+		})
+		r.awaitRole(RoleActive)
+		hang.Store(true)
+		began := time.Now()
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took > 2*leaveLimit {
+			t.Errorf("the stop took %s", took)
+		}
+		if n := r.log.count("group not left"); n != 1 {
+			t.Errorf("%d log lines say that the group was not left, want 1", n)
+		}
 	})
 }
 

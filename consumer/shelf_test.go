@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -149,6 +150,51 @@ func TestShelfTakesOrdersThatWaitAlready(t *testing.T) {
 		if _, settled := h.count(); settled != window+55 {
 			t.Errorf("settled %d records, want %d", settled, window+55)
 		}
+	})
+}
+
+// onceBlocked is a handler that says once, when it is told to, that an order is
+// blocked.
+type onceBlocked struct {
+	fakeHandler
+
+	armed    atomic.Bool
+	reopened chan struct{}
+}
+
+func (h *onceBlocked) Blocked(*schema.Packed) (<-chan struct{}, bool) {
+	if h.armed.CompareAndSwap(true, false) {
+		return h.reopened, true
+	}
+	return nil, false
+}
+
+// A shop may reopen right after one of its orders went to the shelf. The later
+// records of that order, which wait in its lane, must not overtake it.
+func TestShelfTakesTheWholeLane(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		w.produce(0, event("s", 1), event("s", 1), event("s", 1), event("s", 1))
+		release := make(chan struct{})
+		h := &onceBlocked{reopened: make(chan struct{})}
+		h.work = func(ctx context.Context, g *Gate, rec *schema.Record, p *schema.Packed) error {
+			if rec.Offset == 0 {
+				return until(release)(ctx, g, rec, p)
+			}
+			return nil
+		}
+		r := w.start("a", h)
+		await(t, "all records to be read", func() bool { return tenureOf(t, r, 0).position() == 4 })
+		h.armed.Store(true)
+		close(release)
+		w.awaitCommit(0, 1)
+		w.produce(0, event("s", 1))
+		time.Sleep(5 * time.Second)
+		if st := r.c.Status().Partitions[0]; st.Shelved != 4 {
+			t.Errorf("%d records are on the shelf, want the whole lane and the later record", st.Shelved)
+		}
+		close(h.reopened)
+		w.awaitCommit(0, 5)
+		h.inOrder(t)
 	})
 }
 

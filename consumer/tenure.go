@@ -62,8 +62,9 @@ type tenure struct {
 
 // commitState is what a tenure knows of its committed offset.
 type commitState struct {
-	// session is the generation as whose member the tenure may commit, nil
-	// while that is not sure.
+	// session is the generation as whose member the tenure may commit. While
+	// a new generation has not been seen to leave the offsets to this member,
+	// it is the one before, which no longer commits.
 	session *session
 	// generation is the last generation in which the partition was this
 	// member's.
