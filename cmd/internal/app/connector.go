@@ -98,6 +98,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		}
 		err = errors.Join(err, life.stop(limit))
 	}()
+	defer context.AfterFunc(ctx, func() { c.log.Info("stop asked for", "cause", context.Cause(ctx)) })()
 	c.warn()
 
 	if err := c.serve(run, life); err != nil {
@@ -110,7 +111,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		return unlessEnded(run, err)
 	}
 
-	life.background("upstream", c.api.Run)
+	life.background(run, "upstream", c.api.Run)
 	life.onStop("upstream connections", func(context.Context) error { c.api.CloseIdleConnections(); return nil })
 
 	out, err := producer.New(producer.Config{
@@ -126,7 +127,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	life.background("producer", out.Run)
+	life.background(run, "producer", out.Run)
 
 	memory, err := ledger.New(ledger.Config{
 		Client:      kafka.Client,
@@ -143,7 +144,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	life.background("ledger", memory.Run)
+	life.background(run, "ledger", memory.Run)
 	life.onStop("ledger farewell", memory.Close)
 	c.setLedger(memory)
 	if err := memory.WaitReady(run); err != nil {
@@ -335,7 +336,7 @@ func (c *Connector) serve(ctx context.Context, life *lifecycle) error {
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(c.component("http").Handler(), slog.LevelDebug),
 	}
-	life.background("http server", func(ctx context.Context) error {
+	life.background(ctx, "http server", func(ctx context.Context) error {
 		served := make(chan error, 1)
 		go func() { served <- server.Serve(listener) }()
 		select {
@@ -347,16 +348,23 @@ func (c *Connector) serve(ctx context.Context, life *lifecycle) error {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		if server.Shutdown(last) != nil {
-			server.Close() //nolint:errcheck // the connections that did not end
+			_ = server.Close() // the connections that did not end
 		}
-		<-served
-		return nil
+		return ignoreClosed(<-served)
 	})
 	c.log.Info("http server listening", "addr", listener.Addr())
 	if c.opts.Serving != nil {
 		c.opts.Serving(listener.Addr())
 	}
 	return nil
+}
+
+// ignoreClosed drops the error of a server that was told to stop.
+func ignoreClosed(err error) error {
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
 }
 
 // Ready reports whether this replica can do its part, active or standing by, or

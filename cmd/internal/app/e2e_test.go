@@ -143,6 +143,7 @@ func (w *world) launch(s Settings) *replica {
 
 // testLogger logs to the test's output, if that is shown at all.
 func testLogger(t *testing.T) *slog.Logger {
+	t.Helper()
 	if !testing.Verbose() {
 		return slog.New(slog.DiscardHandler)
 	}
@@ -172,21 +173,37 @@ func order(tid int, extra string) string {
 	return fmt.Sprintf(`{"event_id":"evt-%d","shop_id":%q,"tid":"%d","out_sid":"SF%013d","company_code":"SF"%s}`, tid, testShop, tid, tid, extra)
 }
 
-// produce appends values to the packed topic.
+// produce appends values to the packed topic, to its partitions in turn.
 func (w *world) produce(values ...string) {
 	w.t.Helper()
 	for i, value := range values {
+		w.append(schema.Record{Partition: i % testPartitions, Key: []byte("key"), Value: []byte(value)})
+	}
+}
+
+// append appends a record to the packed topic. The leader of a topic that has
+// just been created does not know yet that it is.
+func (w *world) append(r schema.Record) {
+	w.t.Helper()
+	eventually(w.t, "record appended", func() bool {
+		record := kafka.Record{Value: kafka.NewBytes(r.Value), Time: time.Now()}
+		if r.Key != nil {
+			record.Key = kafka.NewBytes(r.Key)
+		}
+		for _, h := range r.Headers {
+			record.Headers = append(record.Headers, kafka.Header{Key: h.Key, Value: h.Value})
+		}
 		res, err := w.kafka.Client.Produce(w.t.Context(), &kafka.ProduceRequest{
-			Topic: w.settings.TopicPacked, Partition: i % testPartitions, RequiredAcks: kafka.RequireAll,
-			Records: kafka.NewRecordReader(kafka.Record{Key: kafka.NewBytes([]byte("key")), Value: kafka.NewBytes([]byte(value)), Time: time.Now()}),
+			Topic: w.settings.TopicPacked, Partition: r.Partition, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(record),
 		})
 		if err == nil {
 			err = res.Error
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, kafka.NotLeaderForPartition) {
 			w.t.Fatal(err)
 		}
-	}
+		return err == nil
+	})
 }
 
 // read returns all records of a topic.
@@ -271,7 +288,7 @@ func (r *replica) do(method, path, token string) (int, string) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	body, err := io.ReadAll(res.Body)
 	if err != nil {
 		r.t.Fatal(err)

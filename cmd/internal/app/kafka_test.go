@@ -268,7 +268,7 @@ func TestFilesAreReadAgain(t *testing.T) {
 func TestHungBrokerDoesNotBlock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, server := net.Pipe()
-		defer server.Close()
+		defer func() { _ = server.Close() }()
 		go io.Copy(io.Discard, server) //nolint:errcheck // ends with the pipe
 		s := Defaults()
 		s.KafkaBrokers = List{"hung:9092"}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -29,8 +30,8 @@ func (l *lifecycle) onStop(name string, do func(ctx context.Context) error) {
 // background runs a part in a goroutine until it is stopped. It outlives the
 // run's context, because what is under way still needs it. If it ends before it
 // is told to, the run ends too.
-func (l *lifecycle) background(name string, run func(ctx context.Context) error) {
-	ctx, cancel := context.WithCancel(context.Background())
+func (l *lifecycle) background(ctx context.Context, name string, run func(ctx context.Context) error) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan error, 1)
 	go func() {
 		err := run(ctx)
@@ -60,8 +61,7 @@ func (l *lifecycle) background(name string, run func(ctx context.Context) error)
 // together have until the context ends; each is given its turn even after that.
 func (l *lifecycle) stop(ctx context.Context) error {
 	var errs []error
-	for i := len(l.stops) - 1; i >= 0; i-- {
-		s := l.stops[i]
+	for _, s := range slices.Backward(l.stops) {
 		begin := time.Now()
 		if err := s.do(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("app: stop %s: %w", s.name, err))

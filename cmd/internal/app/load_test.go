@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -277,9 +278,7 @@ func TestProblems(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			env := map[string]string{"KAFKA_BROKERS": "k:9092", "UPSTREAM_TOKEN": "t"}
-			for k, v := range tt.env {
-				env[k] = v
-			}
+			maps.Copy(env, tt.env)
 			setEnv(t, env)
 			_, err := Load(PartAll)
 			var problems []Problem

@@ -28,18 +28,24 @@ type Streams struct {
 	Out, Err io.Writer
 }
 
+// out writes for the user. Nobody is told if the user's end is closed.
+func (s Streams) out(format string, args ...any) { _, _ = fmt.Fprintf(s.Out, format, args...) }
+
+// err writes about what goes wrong, or on.
+func (s Streams) err(format string, args ...any) { _, _ = fmt.Fprintf(s.Err, format, args...) }
+
 // Main runs the command that the arguments name and returns the exit code. It
 // returns when the command is done or the context has ended and everything is
 // stopped.
 func Main(ctx context.Context, args []string, std Streams) int {
-	root := newRoot(std)
+	root := newRoot(std) //nolint:contextcheck // cobra hands the context to the commands
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitDone
 	}
 	if !errors.Is(err, errReported) {
-		fmt.Fprintf(std.Err, "packship: %s\n", strings.TrimSuffix(err.Error(), "\n"))
+		std.err("packship: %s\n", strings.TrimSuffix(err.Error(), "\n"))
 	}
 	return exitCode(err)
 }
@@ -136,5 +142,5 @@ func writeJSON(w io.Writer, v any) error {
 // isTerminal reports whether a person reads what is written to w.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) //nolint:gosec // a file descriptor is small
+	return ok && term.IsTerminal(int(f.Fd()))
 }

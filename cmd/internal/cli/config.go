@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -32,16 +33,19 @@ func showSettings(std Streams, entries []app.Entry, asJSON bool) error {
 		return writeJSON(std.Out, entries)
 	}
 	w := tabwriter.NewWriter(std.Out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tDEFAULT\tVALUE\tMEANING")
+	row(w, "NAME\tDEFAULT\tVALUE\tMEANING")
 	for _, e := range entries {
 		value := "-"
 		if e.Given {
 			value = e.Value
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", e.Name, dash(e.Default), value, e.Meaning)
+		row(w, "%s\t%s\t%s\t%s", e.Name, dash(e.Default), value, e.Meaning)
 	}
 	return w.Flush()
 }
+
+// row writes a row of a table. Its errors come up when the table is flushed.
+func row(w io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }
 
 func dash(s string) string {
 	if s == "" {
@@ -72,11 +76,11 @@ func newConfigCheck(std Streams) *cobra.Command {
 			case !ok && asJSON:
 				return nil
 			case !ok:
-				fmt.Fprintln(std.Out, "the settings are fine")
+				std.out("the settings are fine\n")
 				return nil
 			case !asJSON:
 				for _, p := range wrong.Problems {
-					fmt.Fprintln(std.Err, p)
+					std.err("%s\n", p)
 				}
 			}
 			return errors.Join(errReported, err)

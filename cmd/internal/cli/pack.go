@@ -2,9 +2,9 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"hash/fnv"
-	"io"
+	"hash/crc32"
 	"log/slog"
 	"os"
 	"strings"
@@ -203,8 +203,7 @@ func (p *packer) produce(ctx context.Context, settings *app.Settings) error {
 	go func() { stopped <- out.Run(running) }()
 	err = p.send(ctx, settings.TopicPacked, out)
 	stop()
-	<-stopped
-	return err
+	return errors.Join(err, <-stopped)
 }
 
 // patience is how long one event may take to be acknowledged.
@@ -215,9 +214,7 @@ func (p *packer) send(ctx context.Context, topic string, out *producer.Producer)
 	defer bar.close()
 	var lanes [producers][]event
 	for _, e := range p.events {
-		h := fnv.New32a()
-		h.Write([]byte(e.tid)) //nolint:errcheck // a hash takes everything
-		lane := h.Sum32() % producers
+		lane := crc32.ChecksumIEEE([]byte(e.tid)) % producers
 		lanes[lane] = append(lanes[lane], e)
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -249,13 +246,13 @@ func (p *packer) finish() error {
 		}
 	} else {
 		for _, f := range r.Findings {
-			f.write(p.std.Out)
+			p.std.out("%s", f)
 		}
 		did := fmt.Sprintf("%d produced to %s", r.Produced, r.Topic)
 		if r.DryRun {
 			did = "none produced (dry run)"
 		}
-		fmt.Fprintf(p.std.Out, "%d lines: %d valid, %d refused; %s\n", r.Lines, r.Valid, r.Refused, did)
+		p.std.out("%d lines: %d valid, %d refused; %s\n", r.Lines, r.Valid, r.Refused, did)
 	}
 	if r.Refused > 0 {
 		if p.asJSON {
@@ -266,15 +263,18 @@ func (p *packer) finish() error {
 	return nil
 }
 
-func (f *finding) write(w io.Writer) {
+// String returns the finding as lines of text.
+func (f finding) String() string {
+	var b strings.Builder
 	where := fmt.Sprintf("%s:%d", f.File, f.Line)
 	if f.TID != "" {
 		where += " tid " + f.TID
 	}
 	for _, v := range f.Violations {
-		fmt.Fprintf(w, "%s: refused: %s\n", where, strings.TrimSpace(v.Rule+" "+v.Message))
+		fmt.Fprintf(&b, "%s: refused: %s\n", where, strings.TrimSpace(v.Rule+" "+v.Message))
 	}
 	for _, text := range f.Warnings {
-		fmt.Fprintf(w, "%s: warning: %s\n", where, text)
+		fmt.Fprintf(&b, "%s: warning: %s\n", where, text)
 	}
+	return b.String()
 }

@@ -33,7 +33,7 @@ func (p *progress) add(n int) {
 	const pause = 100 * time.Millisecond // nobody reads faster
 	if p.w != nil && (time.Since(p.drawn) > pause || p.done == p.total) {
 		p.drawn = time.Now()
-		fmt.Fprintf(p.w, "\r\033[K%s %d of %d", p.verb, p.done, p.total)
+		_, _ = fmt.Fprintf(p.w, "\r\033[K%s %d of %d", p.verb, p.done, p.total)
 	}
 }
 
@@ -48,6 +48,6 @@ func (p *progress) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.w != nil {
-		fmt.Fprint(p.w, "\r\033[K")
+		_, _ = fmt.Fprint(p.w, "\r\033[K")
 	}
 }

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"strings"
 	"time"
@@ -116,11 +115,11 @@ func parseFault(text string) (upstreamtest.Fault, error) {
 
 func (s *simulation) serve(ctx context.Context, std Streams, options upstreamtest.Options) error {
 	sim := upstreamtest.New(options)
-	url, err := sim.Start(s.addr)
+	url, err := sim.Start(s.addr) //nolint:contextcheck // it lives until Close
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(std.Err, "the simulated shipping API listens; set PACKSHIP_UPSTREAM_URL=%s%s\n", url, upstreamtest.SendPath)
+	std.err("the simulated shipping API listens; set PACKSHIP_UPSTREAM_URL=%s%s\n", url, upstreamtest.SendPath)
 	<-ctx.Done()
 	if err := sim.Close(); err != nil {
 		return err
@@ -129,10 +128,10 @@ func (s *simulation) serve(ctx context.Context, std Streams, options upstreamtes
 	if s.asJSON {
 		return writeJSON(std.Out, map[string]any{"stats": stats, "violations": broken})
 	}
-	fmt.Fprintf(std.Out, "calls %d, shipments %d, shipped %d, repeated calls %d, at most %d in a second, %d points\n",
+	std.out("calls %d, shipments %d, shipped %d, repeated calls %d, at most %d in a second, %d points\n",
 		stats.Calls, stats.Shipments, stats.Applied, stats.Repeats, stats.MaxInAnySecond, stats.TotalCharge)
 	for _, v := range broken {
-		fmt.Fprintf(std.Out, "the caller broke a rule: %s: %s\n", v.Rule, v.Detail)
+		std.out("the caller broke a rule: %s: %s\n", v.Rule, v.Detail)
 	}
 	return nil
 }

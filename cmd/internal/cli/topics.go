@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"fmt"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -47,10 +46,10 @@ func newTopicsCreate(std Streams) *cobra.Command {
 			return withKafka(ctx, func(ctx context.Context, k *app.Kafka) error {
 				created, err := k.CreateTopics(ctx, partitions, replication)
 				for _, name := range created {
-					fmt.Fprintf(std.Out, "created %s\n", name)
+					std.out("created %s\n", name)
 				}
 				if err == nil && len(created) == 0 {
-					fmt.Fprintln(std.Out, "all topics are there")
+					std.out("all topics are there\n")
 				}
 				return err
 			})
@@ -72,17 +71,17 @@ func showTopics(std Streams, topics []app.Topic, asJSON bool) error {
 		}
 	} else {
 		w := tabwriter.NewWriter(std.Out, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(w, "TOPIC\tPARTITIONS\tREPLICATION\tCLEANUP\tRETENTION\tSTATE")
+		row(w, "TOPIC\tPARTITIONS\tREPLICATION\tCLEANUP\tRETENTION\tSTATE")
 		for _, t := range topics {
 			switch {
 			case !t.Exists:
-				fmt.Fprintf(w, "%s\t-\t-\t-\t-\tmissing\n", t.Name)
+				row(w, "%s\t-\t-\t-\t-\tmissing", t.Name)
 			default:
 				state := "ok"
 				if t.Problem != "" {
 					state = "wrong"
 				}
-				fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\n", t.Name, t.Partitions, t.Replication, dash(t.Cleanup), dash(t.Retention), state)
+				row(w, "%s\t%d\t%d\t%s\t%s\t%s", t.Name, t.Partitions, t.Replication, dash(t.Cleanup), dash(t.Retention), state)
 			}
 		}
 		if err := w.Flush(); err != nil {
@@ -90,7 +89,7 @@ func showTopics(std Streams, topics []app.Topic, asJSON bool) error {
 		}
 		for _, t := range topics {
 			if t.Problem != "" {
-				fmt.Fprintf(std.Err, "packship: %s\n", t.Problem)
+				std.err("packship: %s\n", t.Problem)
 			}
 		}
 	}

@@ -180,7 +180,7 @@ func (d *demo) open(ctx context.Context) error {
 	options.Latency = upstreamtest.Latency{Median: 1200 * time.Millisecond, P99: 2500 * time.Millisecond}
 	options.Faults = d.script.faults
 	d.sim = upstreamtest.New(options)
-	api, err := d.sim.Start("127.0.0.1:0")
+	api, err := d.sim.Start("127.0.0.1:0") //nolint:contextcheck // it lives until Close
 	if err != nil {
 		return err
 	}
@@ -441,6 +441,6 @@ func (w *warnings) print(out io.Writer) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, line := range w.lines {
-		fmt.Fprint(out, line)
+		_, _ = fmt.Fprint(out, line)
 	}
 }

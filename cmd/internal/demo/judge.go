@@ -51,6 +51,9 @@ func (d *demo) take(ctx context.Context) (picture, error) {
 			if err := json.Unmarshal(r.Value, &out.result); err != nil {
 				return fmt.Errorf("demo: %s holds what is no result: %w", topic, err)
 			}
+			if out.result.Status == schema.Failed && out.result.Failure == nil {
+				return fmt.Errorf("demo: %s holds a failure without a reason: %s", topic, r.Value)
+			}
 			p.results = append(p.results, out)
 			return nil
 		})

@@ -25,7 +25,7 @@ func (s *show) tell(format string, args ...any) {
 	if s.colour {
 		stamp = "\033[2m" + stamp + "\033[0m"
 	}
-	fmt.Fprintf(s.w, "%s  %s\n", stamp, fmt.Sprintf(format, args...))
+	_, _ = fmt.Fprintf(s.w, "%s  %s\n", stamp, fmt.Sprintf(format, args...))
 }
 
 // block shows the state of things: in place on a terminal, else as one line
@@ -41,7 +41,7 @@ func (s *show) block(lines []string) {
 	}
 	s.clear()
 	for _, line := range lines {
-		fmt.Fprintf(s.w, "   %s\n", line)
+		_, _ = fmt.Fprintf(s.w, "   %s\n", line)
 	}
 	s.drawn = len(lines)
 }
@@ -49,7 +49,7 @@ func (s *show) block(lines []string) {
 // clear removes the block from the screen.
 func (s *show) clear() {
 	if s.drawn > 0 {
-		fmt.Fprintf(s.w, "\033[%dA\033[J", s.drawn)
+		_, _ = fmt.Fprintf(s.w, "\033[%dA\033[J", s.drawn)
 		s.drawn = 0
 	}
 }
@@ -71,9 +71,9 @@ func (s *show) print(rows [][2]string) {
 	for _, row := range rows {
 		wide = max(wide, len(row[0]))
 	}
-	fmt.Fprintln(s.w)
+	_, _ = fmt.Fprintln(s.w)
 	for _, row := range rows {
-		fmt.Fprintf(s.w, "  %-*s  %s\n", wide, row[0], row[1])
+		_, _ = fmt.Fprintf(s.w, "  %-*s  %s\n", wide, row[0], row[1])
 	}
-	fmt.Fprintln(s.w)
+	_, _ = fmt.Fprintln(s.w)
 }

@@ -177,7 +177,10 @@ func TestPackingTwice(t *testing.T) {
 	text := []byte("shop_id,tid,out_sid,company_code\ns,123,SF1,SF\n")
 	var ids []string
 	for range 2 {
-		for line := range Lines(text, CSV) {
+		for line, err := range Lines(text, CSV) {
+			if err != nil {
+				t.Fatal(err)
+			}
 			for _, h := range Headers(line.Packed) {
 				if h.Key == "ce_id" {
 					ids = append(ids, string(h.Value))

@@ -1,0 +1,274 @@
+package app
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"mime/multipart"
+	"net"
+	"net/http"
+	"runtime"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kfake"
+
+	"packship/schema"
+)
+
+// BenchmarkPipeline measures what the ledger costs when the API is not the
+// bottleneck: packship with everything it does, next to the plainest loop that
+// one could write with the same client, which reads, calls and produces, and
+// knows nothing of what it did before. Both run in one process with the embedded
+// broker and an API that answers at once, in turn, several times; the ratio is
+// what counts, because the machine's own speed cancels out.
+//
+// An iteration is one order. The CPU time is that of the whole process, broker
+// and API included.
+func BenchmarkPipeline(b *testing.B) {
+	const orders, pairs = 12_000, 3
+	api := freeAPI(b)
+	var rates, cpus [2][]float64
+	for b.Loop() {
+		for range pairs {
+			for i, run := range []func(*testing.B, *benchBroker, string) float64{runPackship, runPlainLoop} {
+				broker := newBenchBroker(b, orders)
+				cpu := cpuTime(b)
+				rates[i] = append(rates[i], run(b, broker, api))
+				cpus[i] = append(cpus[i], float64((cpuTime(b)-cpu).Microseconds())/orders)
+			}
+		}
+	}
+	var ratios []float64
+	for i := range rates[0] {
+		ratios = append(ratios, rates[0][i]/rates[1][i])
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(median(rates[0]), "orders/s")
+	b.ReportMetric(median(rates[1]), "plain-orders/s")
+	b.ReportMetric(median(ratios), "ratio")
+	b.ReportMetric(median(cpus[0]), "cpu-µs/order")
+	b.ReportMetric(median(cpus[1]), "plain-cpu-µs/order")
+	b.Logf("%d CPUs, %d orders a run, %d pairs: packship %.0f orders/s with its ledger, plain loop %.0f orders/s without, ratio %.2f; CPU per order %.0f µs and %.0f µs",
+		runtime.GOMAXPROCS(0), orders, len(ratios), median(rates[0]), median(rates[1]), median(ratios), median(cpus[0]), median(cpus[1]))
+}
+
+// benchBroker is an embedded broker with packed events in it.
+type benchBroker struct {
+	settings Settings
+	kafka    *Kafka
+	orders   int
+}
+
+func newBenchBroker(b *testing.B, orders int) *benchBroker {
+	b.Helper()
+	const partitions = 6
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(0))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(cluster.Close)
+	s := Defaults()
+	s.KafkaBrokers = cluster.ListenAddrs()
+	s.HTTPAddr = "127.0.0.1:0"
+	s.UpstreamToken = "bench"
+	s.RatePerSecond, s.MaxInFlight = 1_000_000, 256
+	k := NewKafka(&s, nil, s.Topics()...)
+	b.Cleanup(k.Close)
+	if err := k.Connect(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	if _, err := k.CreateTopics(b.Context(), partitions, 1); err != nil {
+		b.Fatal(err)
+	}
+	for p := range partitions {
+		var records []kafka.Record
+		for i := p; i < orders; i += partitions {
+			records = append(records, kafka.Record{
+				Key: kafka.NewBytes(fmt.Appendf(nil, "%d", i+1)), Value: kafka.NewBytes([]byte(order(i+1, ""))), Time: time.Now(),
+			})
+		}
+		for batch := range slices.Chunk(records, 500) {
+			res, err := k.Client.Produce(b.Context(), &kafka.ProduceRequest{
+				Topic: s.TopicPacked, Partition: p, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(batch...),
+			})
+			if err != nil || res.Error != nil {
+				b.Fatal(err, res)
+			}
+		}
+	}
+	return &benchBroker{settings: s, kafka: k, orders: orders}
+}
+
+// published waits until all results are in the shipped topic, and returns how
+// many there were a second, from the moment the first ones were seen: joining a
+// group and waiting one rate window before the first call is no throughput.
+func (bb *benchBroker) published(b *testing.B) float64 {
+	b.Helper()
+	var (
+		begin time.Time
+		had   int64
+	)
+	var asked []kafka.OffsetRequest
+	for p := range 6 {
+		asked = append(asked, kafka.LastOffsetOf(p))
+	}
+	for {
+		res, err := bb.kafka.Client.ListOffsets(b.Context(), &kafka.ListOffsetsRequest{
+			Topics: map[string][]kafka.OffsetRequest{bb.settings.TopicShipped: asked},
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		var n int64
+		for _, p := range res.Topics[bb.settings.TopicShipped] {
+			n += p.LastOffset
+		}
+		switch {
+		case n > int64(bb.orders):
+			b.Fatalf("%d results for %d orders", n, bb.orders)
+		case n == int64(bb.orders):
+			return float64(n-had) / time.Since(begin).Seconds()
+		case n > 0 && begin.IsZero():
+			begin, had = time.Now(), n
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func runPackship(b *testing.B, bb *benchBroker, api string) float64 {
+	b.Helper()
+	s := bb.settings
+	s.UpstreamURL = api
+	c, err := New(s, Options{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(b.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(ctx) }()
+	rate := bb.published(b)
+	cancel()
+	if err := <-ended; err != nil {
+		b.Fatal(err)
+	}
+	return rate
+}
+
+// runPlainLoop is the rival: a reader per partition, a pool of workers, a writer.
+func runPlainLoop(b *testing.B, bb *benchBroker, api string) float64 {
+	b.Helper()
+	const partitions, workers = 6, 64
+	ctx, cancel := context.WithCancel(b.Context())
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: workers}}
+	w := &kafka.Writer{
+		Addr: kafka.TCP(bb.settings.KafkaBrokers...), Topic: bb.settings.TopicShipped, Balancer: kafka.Murmur2Balancer{},
+		RequiredAcks: kafka.RequireAll, BatchTimeout: time.Millisecond, BatchSize: 100,
+	}
+	packed := make(chan kafka.Message, workers)
+	var readers, callers sync.WaitGroup
+	for p := range partitions {
+		readers.Go(func() {
+			r := kafka.NewReader(kafka.ReaderConfig{
+				Brokers: bb.settings.KafkaBrokers, Topic: bb.settings.TopicPacked, Partition: p, MinBytes: 1, MaxBytes: 1 << 20, MaxWait: 100 * time.Millisecond,
+			})
+			defer r.Close()
+			for {
+				m, err := r.ReadMessage(ctx)
+				if err != nil {
+					return
+				}
+				packed <- m
+			}
+		})
+	}
+	for range workers {
+		callers.Go(func() {
+			for m := range packed {
+				p, err := schema.DecodePacked(&schema.Record{Value: m.Value})
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				answer, err := plainCall(b.Context(), client, api, p)
+				if err == nil {
+					err = w.WriteMessages(b.Context(), kafka.Message{Key: []byte(p.TID), Value: answer})
+				}
+				if err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	rate := bb.published(b)
+	cancel()
+	readers.Wait()
+	close(packed)
+	callers.Wait()
+	client.CloseIdleConnections()
+	if err := w.Close(); err != nil {
+		b.Error(err)
+	}
+	return rate
+}
+
+func plainCall(ctx context.Context, client *http.Client, api string, p *schema.Packed) ([]byte, error) {
+	var body bytes.Buffer
+	form := multipart.NewWriter(&body)
+	for _, field := range [][2]string{{"shop_id", p.ShopID}, {"tid", p.TID}, {"out_sid", p.OutSID}, {"company_code", p.CompanyCode}} {
+		if err := form.WriteField(field[0], field[1]); err != nil {
+			return nil, err
+		}
+	}
+	form.Close()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, api, &body)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", form.FormDataContentType())
+	res, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	return io.ReadAll(res.Body)
+}
+
+// freeAPI answers every call at once with success.
+func freeAPI(b *testing.B) string {
+	b.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, `{"code":0,"msg":"成功","msec":1,"time":1612416107,"data":[{"withholding_money":1,"success":true}]}`)
+	})}
+	go server.Serve(listener)
+	b.Cleanup(func() { server.Close() })
+	return "http://" + listener.Addr().String() + "/tool/erps/send"
+}
+
+// cpuTime is the CPU time that this process has used.
+func cpuTime(b *testing.B) time.Duration {
+	b.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func median(values []float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
+}

@@ -1,0 +1,310 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"packship/consumer"
+	"packship/schema"
+	"packship/upstream/upstreamtest"
+)
+
+// quick is the latency of an API whose slowness is not the point.
+var quick = upstreamtest.Latency{Fixed: 20 * time.Millisecond}
+
+// orders returns n packed events.
+func orders(from, n int) []string {
+	var values []string
+	for i := range n {
+		values = append(values, order(from+i, ""))
+	}
+	return values
+}
+
+// identities maps result ids to the bytes of their events, and fails the test if
+// an id has two.
+func (w *world) identities() map[string]string {
+	w.t.Helper()
+	ids := map[string]string{}
+	for _, topic := range []string{w.settings.TopicShipped, w.settings.TopicFailed} {
+		for _, r := range w.read(topic) {
+			id, _ := r.Header("ce_id")
+			if before, ok := ids[id]; ok && before != string(r.Value) {
+				w.t.Errorf("result %s was published with different bytes:\n%s\n%s", id, before, r.Value)
+			}
+			ids[id] = string(r.Value)
+		}
+	}
+	return ids
+}
+
+// TestEventForms sends one order in each form that an event may have.
+func TestEventForms(t *testing.T) {
+	w := newWorld(t, upstreamtest.Options{Latency: quick})
+	bare := func(tid int) string {
+		return strings.Replace(order(tid, ""), fmt.Sprintf(`"event_id":"evt-%d",`, tid), "", 1)
+	}
+	records := []schema.Record{
+		{Value: []byte(order(1, ""))},
+		{Value: []byte("\ufeff" + order(2, ""))},
+		{Value: []byte(strings.Replace(order(3, ""), `"tid":"3"`, `"tid":3`, 1))},
+		{Value: []byte(bare(4)), Headers: []schema.Header{{Key: "ce_id", Value: []byte("evt-4")}, {Key: "ce_type", Value: []byte(schema.TypePacked)}}},
+		{
+			Value:   []byte(`{"specversion":"1.0","id":"evt-5","data":` + bare(5) + `}`),
+			Headers: []schema.Header{{Key: "content-type", Value: []byte("application/cloudevents+json; charset=UTF-8")}},
+		},
+		{Value: []byte(order(6, "")), Headers: []schema.Header{
+			{Key: "traceparent", Value: []byte("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")},
+			{Key: "tracestate", Value: []byte("a=b")},
+		}},
+	}
+	for _, r := range records {
+		w.append(r)
+	}
+	w.start()
+	w.await(len(records), 0, 0)
+	for _, r := range w.read(w.settings.TopicShipped) {
+		tid := result(t, r).TID
+		if got, _ := r.Header("in_reply_to"); got != "evt-"+tid {
+			t.Errorf("order %s: in reply to %q", tid, got)
+		}
+		parent, _ := r.Header("traceparent")
+		state, _ := r.Header("tracestate")
+		if tid == "6" && (!strings.HasPrefix(parent, "00-0af7651916cd43dd8448eb211c80319c-") || state != "a=b") {
+			t.Errorf("traceparent %q, tracestate %q; want the packed record's trace", parent, state)
+		}
+	}
+	w.verify()
+}
+
+// TestRestartAndReplay stops a connector half-way, goes on with another, and
+// then has a third replay everything: no shipment is called for twice, and the
+// replay publishes the same results again.
+func TestRestartAndReplay(t *testing.T) {
+	w := newWorld(t, upstreamtest.Options{Latency: quick})
+	w.sim.AddFault(upstreamtest.Fault{Kind: upstreamtest.AnyRow(30), TID: "7"})
+	const n = 60
+	w.produce(orders(1, n)...)
+	w.produce("nonsense")
+
+	first := w.start()
+	w.calls(n / 3)
+	if err := first.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.sim.Stats().InFlight; got != 0 {
+		t.Errorf("%d calls were left behind by an orderly stop", got)
+	}
+	if got := w.sim.Stats().Calls; got == n {
+		t.Log("the first replica was done before it was stopped; this run shows less than it should")
+	}
+
+	second := w.start()
+	w.committed()
+	if err := second.stop(); err != nil {
+		t.Fatal(err)
+	}
+	before := w.identities()
+	stats := w.verify()
+	if stats.Calls != n || stats.Repeats != 0 || len(before) != n {
+		t.Errorf("%d calls, %d repeated, %d results; want %d, 0, %d", stats.Calls, stats.Repeats, len(before), n, n)
+	}
+	published := len(w.read(w.settings.TopicShipped)) + len(w.read(w.settings.TopicFailed))
+
+	w.rewind()
+	w.start()
+	w.committed()
+	if got := w.sim.Stats().Calls; got != n {
+		t.Errorf("the replay made %d calls", got-n)
+	}
+	after := w.identities()
+	if len(after) != len(before) {
+		t.Errorf("the replay published %d new results", len(after)-len(before))
+	}
+	if again := len(w.read(w.settings.TopicShipped)) + len(w.read(w.settings.TopicFailed)) - published; again != n {
+		t.Errorf("the replay published %d results again, want %d", again, n)
+	}
+}
+
+// TestSecondReplica lets a second replica join and then the first one leave,
+// under load.
+func TestSecondReplica(t *testing.T) {
+	w := newWorld(t, upstreamtest.Options{Latency: quick}, func(s *Settings) {
+		s.RatePerSecond = 20
+		s.RateJitter = 100 * time.Millisecond // the test shares its machine
+	})
+	const n = 60
+	w.produce(orders(1, n)...)
+	first := w.start()
+	w.calls(10)
+	second := w.start()
+	if got := second.c.Status(); got.Role != consumer.RoleStandby || first.c.Status().Role != consumer.RoleActive {
+		t.Errorf("roles %s and %s, want active and standby", first.c.Status().Role, got.Role)
+	}
+	if code, _ := second.get("/readyz"); code != 200 {
+		t.Errorf("a standby answers %d to /readyz, want 200", code)
+	}
+	w.calls(20)
+	if err := first.stop(); err != nil {
+		t.Fatal(err)
+	}
+	second.eventually("second active", func() bool { return second.c.Status().Role == consumer.RoleActive })
+	w.committed()
+	stats := w.verify()
+	if ids := w.identities(); stats.Calls != n || stats.Repeats != 0 || len(ids) != n {
+		t.Errorf("%d calls, %d repeated, %d results; want %d, 0, %d", stats.Calls, stats.Repeats, len(ids), n, n)
+	}
+	if stats.MaxInAnySecond > 20 {
+		t.Errorf("%d calls in a second over both replicas, want at most 20", stats.MaxInAnySecond)
+	}
+}
+
+// TestResultTopicRefuses keeps results from being written for a while: no call
+// is made a second time for it.
+func TestResultTopicRefuses(t *testing.T) {
+	w := newWorld(t, upstreamtest.Options{Latency: quick})
+	if w.cluster == nil {
+		t.Skip("needs the embedded broker, which can be told to refuse")
+	}
+	refusal := w.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: w.settings.TopicShipped, Err: kerr.NotEnoughReplicas, Count: -1})
+	const n = 30
+	w.produce(orders(1, n)...)
+	w.start()
+	w.calls(n)
+	eventually(t, "results refused", func() bool { return refusal.Hits() > 3 })
+	if got := len(w.read(w.settings.TopicShipped)); got != 0 {
+		t.Fatalf("%d results were written although the topic refuses", got)
+	}
+	if got := w.lag(); got != n {
+		t.Errorf("the lag is %d although nothing is published, want %d", got, n)
+	}
+	refusal.Remove()
+	w.await(n, 0, 0)
+	w.committed()
+	if stats := w.verify(); stats.Calls != n {
+		t.Errorf("%d calls, want %d", stats.Calls, n)
+	}
+}
+
+// TestRunRefusesTopics checks that a start with missing or wrong topics fails
+// with their names and the remedy.
+func TestRunRefusesTopics(t *testing.T) {
+	w := newWorld(t, upstreamtest.Options{})
+	for name, tt := range map[string]struct {
+		change func(*Settings)
+		want   string
+	}{
+		"missing":    {func(s *Settings) { s.TopicShipped += "-not" }, "-not does not exist; create it with `packship topics create`"},
+		"partitions": {func(s *Settings) { s.LedgerPartitions = 7 }, "has 2 partitions instead of 7"},
+	} {
+		s := w.settings
+		tt.change(&s)
+		c, err := New(s, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = c.Run(t.Context())
+		if _, ok := errors.AsType[*TopicsError](err); !ok || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want a TopicsError with %q", name, err, tt.want)
+		}
+	}
+}
+
+// TestUnansweredCall has calls executed and not answered, and not executed and
+// not answered: each is followed up once, after it can no longer take effect,
+// and told apart.
+func TestUnansweredCall(t *testing.T) {
+	w := newWorld(t, upstreamtest.Options{Latency: quick}, func(s *Settings) {
+		s.UpstreamTimeout, s.UpstreamSettle = 300*time.Millisecond, 200*time.Millisecond
+	})
+	w.sim.AddFault(upstreamtest.Fault{Kind: upstreamtest.ApplyThenHang, TID: "1", Count: 1})
+	w.sim.AddFault(upstreamtest.Fault{Kind: upstreamtest.Hang, TID: "2", Count: 1})
+	w.sim.AddFault(upstreamtest.Fault{Kind: upstreamtest.ApplyThenReset, TID: "3", Count: 1})
+	w.produce(orders(1, 4)...)
+	w.start()
+	w.await(4, 0, 0)
+	for _, r := range w.read(w.settings.TopicShipped) {
+		got := result(t, r)
+		wantAttempts, wantReconciled := 2, got.TID != "2"
+		if got.TID == "4" {
+			wantAttempts, wantReconciled = 1, false
+		}
+		if got.Attempts != wantAttempts || got.Reconciled != wantReconciled {
+			t.Errorf("order %s: %d attempts, reconciled %t; want %d, %t", got.TID, got.Attempts, got.Reconciled, wantAttempts, wantReconciled)
+		}
+	}
+	if stats := w.verify(); stats.Calls != 7 || stats.BlindRepeats != 0 || stats.Applied != 4 {
+		t.Errorf("%d calls, %d blind repeats, %d applied; want 7, 0, 4", stats.Calls, stats.BlindRepeats, stats.Applied)
+	}
+}
+
+// TestHaltAndResume takes the token away and gives it back over HTTP.
+func TestHaltAndResume(t *testing.T) {
+	w := newWorld(t, upstreamtest.Options{Latency: quick})
+	if err := w.sim.SetToken("default", "another"); err != nil {
+		t.Fatal(err)
+	}
+	w.produce(orders(1, 5)...)
+	r := w.start()
+	r.eventually("halted", func() bool { return r.c.Status().Accounts[0].State == "halted" })
+	if code, _ := r.do("POST", "/api/accounts/default/resume", ""); code != 401 {
+		t.Errorf("resume without a token answers %d, want 401", code)
+	}
+	if err := w.sim.SetToken("default", testToken); err != nil {
+		t.Fatal(err)
+	}
+	if code, text := r.do("POST", "/api/accounts/default/resume", "e2e-admin"); code != 200 {
+		t.Errorf("resume answers %d %s, want 200", code, text)
+	}
+	w.await(5, 0, 0)
+	if stats := w.verify(); stats.Applied != 5 {
+		t.Errorf("%d applied, want 5", stats.Applied)
+	}
+}
+
+// TestRate ships 200 orders at the real latency and rate. It prints how much of
+// the rate was used; how much it may be is measured elsewhere, on a machine that
+// does nothing else.
+func TestRate(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes 20 s of real time")
+	}
+	const n, rate = 200, 10
+	w := newWorld(t, upstreamtest.Options{
+		Latency: upstreamtest.Latency{Median: 1200 * time.Millisecond, P99: 3 * time.Second},
+		Rate:    upstreamtest.Rate{PerSecond: rate},
+	}, func(s *Settings) {
+		s.RatePerSecond = rate
+		s.RateJitter = 100 * time.Millisecond // the test shares its machine
+		s.UpstreamTimeout = 15 * time.Second
+	})
+	w.produce(orders(1, n)...)
+	w.start()
+	w.calls(n)
+	w.committed()
+	stats := w.verify()
+	if stats.Calls != n || stats.Applied != n {
+		t.Errorf("%d calls, %d applied; want %d each", stats.Calls, stats.Applied, n)
+	}
+	calls := w.sim.Journal().Calls()
+	took := calls[n-1].Arrived.Sub(calls[0].Arrived)
+	t.Logf("%d calls in %s: %.2f a second of %d, at most %d in any second", n, took, float64(n-1)/took.Seconds(), rate, stats.MaxInAnySecond)
+}
+
+// calls waits until the API has seen so many calls.
+func (w *world) calls(n int) {
+	w.t.Helper()
+	limit, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+	defer cancel()
+	if err := w.sim.Journal().Wait(limit, func(s upstreamtest.Stats) bool { return s.Calls >= n }); err != nil {
+		w.t.Fatalf("%d calls and not %d: %v", w.sim.Stats().Calls, n, err)
+	}
+}

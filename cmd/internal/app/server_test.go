@@ -1,0 +1,265 @@
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+)
+
+// newConnector returns a connector that does not run.
+func newConnector(t *testing.T, change func(*Settings)) *Connector {
+	t.Helper()
+	s := Defaults()
+	s.KafkaBrokers, s.UpstreamToken = List{"127.0.0.1:1"}, "token"
+	if change != nil {
+		change(&s)
+	}
+	c, err := New(s, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// ask sends a request to a handler, with an Authorization header if one is
+// given.
+func ask(t *testing.T, h http.Handler, method, path, authorization string) *http.Response {
+	t.Helper()
+	r := httptest.NewRequestWithContext(t.Context(), method, path, nil)
+	if authorization != "" {
+		r.Header.Set("Authorization", authorization)
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w.Result()
+}
+
+func body(t *testing.T, res *http.Response) string {
+	t.Helper()
+	var b strings.Builder
+	if err := res.Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(b.String(), "\r\n\r\n")
+	return text
+}
+
+func TestProbesBeforeKafka(t *testing.T) {
+	c := newConnector(t, nil)
+	h := c.Handler()
+	if res := ask(t, h, "GET", "/healthz", ""); res.StatusCode != http.StatusOK {
+		t.Errorf("healthz: %d, want 200", res.StatusCode)
+	}
+	c.setWaiting("waiting for kafka: kafka broker k:1 refuses connections")
+	res := ask(t, h, "GET", "/readyz", "")
+	if text := body(t, res); res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(text, "kafka broker k:1 refuses connections") {
+		t.Errorf("readyz: %d %q, want 503 with the reason", res.StatusCode, text)
+	}
+	c.setBroken(errors.New("the ledger is gone"))
+	for _, path := range []string{"/healthz", "/readyz"} {
+		res := ask(t, h, "GET", path, "")
+		if text := body(t, res); res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(text, "the ledger is gone") {
+			t.Errorf("%s of a broken connector: %d %q, want 503 with the reason", path, res.StatusCode, text)
+		}
+	}
+}
+
+// TestStatusFields holds the names of the fields to the contract with other
+// programs, and lists to be lists when there is nothing in them.
+func TestStatusFields(t *testing.T) {
+	res := ask(t, newConnector(t, nil).Handler(), "GET", "/api/status", "")
+	if got := res.Header.Get("Content-Type"); got != "application/json" {
+		t.Errorf("content type %q", got)
+	}
+	var got map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(body(t, res)), &got); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		"role": `"joining"`, "partitions": "[]", "parked_shops": "[]", "ledger": "null", "counts": `{"shipped":0,"failed":0,"dead_lettered":0}`,
+	} {
+		if string(got[name]) != want {
+			t.Errorf("%s is %s, want %s", name, got[name], want)
+		}
+	}
+	var accounts []map[string]any
+	if err := json.Unmarshal(got["accounts"], &accounts); err != nil || len(accounts) != 1 {
+		t.Fatalf("accounts %s: %v", got["accounts"], err)
+	}
+	for _, name := range []string{"name", "state", "breaker", "rate", "in_flight", "calls", "spent"} {
+		if _, ok := accounts[0][name]; !ok {
+			t.Errorf("an account has no %s: %v", name, accounts[0])
+		}
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	text := body(t, ask(t, newConnector(t, nil).Handler(), "GET", "/metrics", ""))
+	for _, name := range []string{"go_goroutines", "process_cpu_seconds_total", "packship_build_info{", "packship_calls_total", "packship_breaker_state", "packship_calls_in_flight"} {
+		if !strings.Contains(text, "\n"+name) {
+			t.Errorf("no metric %s", name)
+		}
+	}
+}
+
+func TestAdmin(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "admin")
+	overwrite(t, file, []byte("from-file\n"))
+	direct := func(s *Settings) { s.AdminToken = "secret" }
+	fromFile := func(s *Settings) { s.AdminTokenFile = file }
+	tests := map[string]struct {
+		change              func(*Settings)
+		path, authorization string
+		want                int
+	}{
+		"off":                    {nil, "/api/accounts/default/resume", "Bearer x", http.StatusNotFound},
+		"off without a token":    {nil, "/api/accounts/default/resume", "", http.StatusNotFound},
+		"no token":               {direct, "/api/accounts/default/resume", "", http.StatusUnauthorized},
+		"wrong token":            {direct, "/api/accounts/default/resume", "Bearer secrets", http.StatusUnauthorized},
+		"empty token":            {direct, "/api/accounts/default/resume", "Bearer ", http.StatusUnauthorized},
+		"another scheme":         {direct, "/api/accounts/default/resume", "Basic secret", http.StatusUnauthorized},
+		"resume":                 {direct, "/api/accounts/default/resume", "Bearer secret", http.StatusOK},
+		"scheme in lower case":   {direct, "/api/accounts/default/resume", "bearer secret", http.StatusOK},
+		"unknown account":        {direct, "/api/accounts/nobody/resume", "Bearer secret", http.StatusNotFound},
+		"unknown account, 401":   {direct, "/api/accounts/nobody/resume", "", http.StatusUnauthorized},
+		"shop that is no shop":   {direct, "/api/shops/nobody/unpark", "Bearer secret", http.StatusNotFound},
+		"shop without a token":   {direct, "/api/shops/nobody/unpark", "", http.StatusUnauthorized},
+		"token in a file":        {fromFile, "/api/accounts/default/resume", "Bearer from-file", http.StatusOK},
+		"wrong, token in a file": {fromFile, "/api/accounts/default/resume", "Bearer secret", http.StatusUnauthorized},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			res := ask(t, newConnector(t, tt.change).Handler(), "POST", tt.path, tt.authorization)
+			if res.StatusCode != tt.want {
+				t.Errorf("got %d %s, want %d", res.StatusCode, body(t, res), tt.want)
+			}
+		})
+	}
+	if res := ask(t, newConnector(t, direct).Handler(), "GET", "/api/accounts/default/resume", "Bearer secret"); res.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("GET of an action: %d, want 405", res.StatusCode)
+	}
+	c := newConnector(t, fromFile)
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if res := ask(t, c.Handler(), "POST", "/api/accounts/default/resume", "Bearer "); res.StatusCode != http.StatusInternalServerError {
+		t.Errorf("without its file the action answers %d, want 500", res.StatusCode)
+	}
+}
+
+// TestPage checks that the page is whole without a script, loads nothing from
+// elsewhere, and that its policy lets its own style and script in.
+func TestPage(t *testing.T) {
+	res := ask(t, newConnector(t, nil).Handler(), "GET", "/", "")
+	text := body(t, res)
+	for _, want := range []string{`<html lang="en">`, `name="viewport"`, "prefers-color-scheme: dark", ">default</th>", "joining", `href="#main"`} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the page has no %q", want)
+		}
+	}
+	policy := res.Header.Get("Content-Security-Policy")
+	for _, kind := range []string{"style", "script"} {
+		m := regexp.MustCompile(`(?s)<` + kind + `>(.*?)</` + kind + `>`).FindStringSubmatch(text)
+		if m == nil {
+			t.Fatalf("the page has no %s", kind)
+		}
+		if source := hashSource(m[1]); !strings.Contains(policy, source) {
+			t.Errorf("the policy %q does not let the page's own %s in (%s)", policy, kind, source)
+		}
+		text = strings.Replace(text, m[0], "", 1)
+	}
+	if m := regexp.MustCompile(`(?:src|href|action)="[^"]*//[^"]*"| on[a-z]+="| style="|<script|<style|<link|<img`).FindString(text); m != "" {
+		t.Errorf("the page has %s, which loads something or is forbidden by the policy", m)
+	}
+	if !strings.Contains(policy, "default-src 'none'") {
+		t.Errorf("policy %q", policy)
+	}
+	if res := ask(t, newConnector(t, nil).Handler(), "GET", "/nothing", ""); res.StatusCode != http.StatusNotFound {
+		t.Errorf("an unknown path answers %d, want 404", res.StatusCode)
+	}
+}
+
+// TestRunWithoutKafka starts a connector whose broker is not there: the probes
+// answer, the wait ends with the context, and that is no error.
+func TestRunWithoutKafka(t *testing.T) {
+	s := Defaults()
+	s.KafkaBrokers, s.UpstreamToken, s.HTTPAddr = List{"127.0.0.1:1"}, "token", "127.0.0.1:0"
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	addr := make(chan net.Addr, 1)
+	var log recorder
+	var dials atomic.Int64
+	c, err := New(s, Options{
+		Logger:  slog.New(slog.NewTextHandler(&log, nil)),
+		Serving: func(a net.Addr) { addr <- a },
+		KafkaDial: func(context.Context, string, string) (net.Conn, error) {
+			dials.Add(1)
+			return nil, syscall.ECONNREFUSED
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(ctx) }()
+	r := &replica{t: t, c: c, url: "http://" + (<-addr).String()}
+	r.eventually("readyz says why", func() bool {
+		code, text := r.get("/readyz")
+		return code == http.StatusServiceUnavailable && strings.Contains(text, "kafka broker 127.0.0.1:1 refuses connections")
+	})
+	if code, _ := r.get("/healthz"); code != http.StatusOK {
+		t.Errorf("healthz: %d, want 200", code)
+	}
+	r.eventually("several tries", func() bool { return dials.Load() > 3 })
+	if n := strings.Count(log.String(), "waiting for kafka"); n != 1 {
+		t.Errorf("%d log lines after %d tries, want one per change:\n%s", n, dials.Load(), log.String())
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("got %v, want none", err)
+	}
+}
+
+// recorder is a log that can be read while it is written.
+type recorder struct {
+	mu   sync.Mutex // guards text
+	text strings.Builder
+}
+
+func (r *recorder) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.Write(p)
+}
+
+func (r *recorder) String() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.String()
+}
+
+// TestRunCannotListen checks that a taken port is an error that names the
+// setting.
+func TestRunCannotListen(t *testing.T) {
+	taken, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	c := newConnector(t, func(s *Settings) { s.HTTPAddr = taken.Addr().String() })
+	if err := c.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "PACKSHIP_HTTP_ADDR") {
+		t.Errorf("got %v, want an error that names the setting", err)
+	}
+}
