@@ -41,8 +41,12 @@ type Upstream interface {
 	// Validate returns every rule that the event breaks.
 	Validate(p *schema.Packed) []schema.Violation
 	// Admit blocks until the account of the event's shop may send, its shop is
-	// not parked, and the rate limit is about to let one more call through.
-	Admit(ctx context.Context, p *schema.Packed) (Turn, error)
+	// not parked, and the rate limit is about to let one more call through. An
+	// order that comes again after an attempt goes before those that do not.
+	Admit(ctx context.Context, p *schema.Packed, again bool) (Turn, error)
+	// Blocked reports whether the orders of the event's shop have to wait for
+	// a repair, and returns a channel that is closed when one may be tried.
+	Blocked(p *schema.Packed) (reopened <-chan struct{}, blocked bool)
 }
 
 // Turn is a place in front of the rate limiter. It is used once.

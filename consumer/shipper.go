@@ -92,8 +92,15 @@ type order struct {
 	// who only see it in the ledger.
 	pending   string
 	notBefore time.Time
-	// called is true once this process has made a call for the order.
-	called bool
+	// tried is true once the order has had its turn, called once this process
+	// has made a call for it.
+	tried, called bool
+}
+
+// Blocked implements [Blocker]: the orders of a halted account or a parked shop
+// stand aside.
+func (s *Shipper) Blocked(p *schema.Packed) (reopened <-chan struct{}, blocked bool) {
+	return s.cfg.Upstream.Blocked(p)
 }
 
 // Handle sees one record through to the end: it returns nil once the outcome is
@@ -166,7 +173,7 @@ func (s *Shipper) attempt(ctx context.Context, o *order, standing schema.Standin
 	}
 	open, done := o.gate.Context(ctx)
 	defer done()
-	turn, err := s.cfg.Upstream.Admit(open, o.Packed)
+	turn, err := s.cfg.Upstream.Admit(open, o.Packed, o.tried || standing.State == schema.StateHeld)
 	if err != nil {
 		return ctx.Err() // nil if only the gate has closed
 	}
@@ -176,6 +183,7 @@ func (s *Shipper) attempt(ctx context.Context, o *order, standing schema.Standin
 		return ctx.Err()
 	}
 
+	o.tried = true
 	answer := turn.Send(open, hold.StartBy)
 
 	// The API may have done something now. Whatever becomes of this process's

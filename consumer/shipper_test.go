@@ -145,12 +145,16 @@ type scriptedUpstream struct {
 	startBy    []time.Time
 	onSend     func()
 	admitted   int
+	again      []bool // what Admit was told
 	left       int
 }
 
-func (u *scriptedUpstream) Serves(*schema.Packed) bool                 { return !u.foreign }
-func (u *scriptedUpstream) Validate(*schema.Packed) []schema.Violation { return u.violations }
-func (u *scriptedUpstream) Admit(ctx context.Context, _ *schema.Packed) (Turn, error) {
+func (u *scriptedUpstream) Serves(*schema.Packed) bool                     { return !u.foreign }
+func (u *scriptedUpstream) Validate(*schema.Packed) []schema.Violation     { return u.violations }
+func (u *scriptedUpstream) Blocked(*schema.Packed) (<-chan struct{}, bool) { return nil, false }
+
+func (u *scriptedUpstream) Admit(ctx context.Context, _ *schema.Packed, again bool) (Turn, error) {
+	u.again = append(u.again, again)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -427,6 +431,28 @@ func TestShipperGivesAnUnansweredCallItsTime(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestShipperLetsRetriesGoFirst: an order that had its turn, here or at a replica
+// that is gone, is older than it looks to the rate limit.
+func TestShipperLetsRetriesGoFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(nil, later, silence, yes)
+		if err := b.handle(t, t.Context(), "E1"); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]bool{false, true, true}, b.upstream.again); diff != "" {
+			t.Errorf("comes again (-want +got):\n%s", diff)
+		}
+		b = newBench(nil, yes)
+		b.ledger.standing = schema.Standing{State: schema.StateHeld, Round: 1, Holder: "dead-1", FreeAt: time.Now()}
+		if err := b.handle(t, t.Context(), "E1"); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]bool{true}, b.upstream.again); diff != "" {
+			t.Errorf("comes again after a takeover (-want +got):\n%s", diff)
+		}
+	})
 }
 
 // TestShipperReplays: an event that was answered is answered again with the same

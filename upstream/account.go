@@ -72,8 +72,22 @@ type hold struct {
 	since  time.Time
 	url    string
 	timer  *time.Timer
-	// probe is true once one order may try, probing while it does.
+	// probe is true once one order may try, probing while it does. Then
+	// reopened is closed.
 	probe, probing bool
+	reopened       chan struct{}
+}
+
+func newHold(reason, url string) *hold {
+	return &hold{reason: reason, since: time.Now(), url: url, reopened: make(chan struct{})}
+}
+
+// allow lets one order try. A nil hold needs no leave.
+func (h *hold) allow() {
+	if h != nil && !h.probe {
+		h.probe = true
+		close(h.reopened)
+	}
 }
 
 // shop is what there is to know of a shop that does not just work.
@@ -87,7 +101,7 @@ type shop struct {
 // waiter is an order that waits to be admitted.
 type waiter struct {
 	packed   *schema.Packed
-	since    time.Time
+	again    bool       // it had its turn before, so it goes first
 	granted  chan *Turn // of one
 	position uint64
 	index    int   // in the queue, -1 if it is not there
@@ -223,6 +237,20 @@ func (a *account) dispatch() {
 // wait for a try.
 func (h *hold) closed() bool { return h != nil && (!h.probe || h.probing) }
 
+// blocked reports whether the shop's orders have to wait for a repair, and
+// returns the channel that is closed when one of them may be tried.
+func (a *account) blocked(id string) (<-chan struct{}, bool) {
+	a.mu.Lock()
+	defer a.unlock()
+	if a.halt != nil && !a.halt.probe {
+		return a.halt.reopened, true
+	}
+	if s := a.shops[id]; s != nil && s.hold != nil && !s.hold.probe {
+		return s.hold.reopened, true
+	}
+	return nil, false
+}
+
 // mayGrant reports whether the first in the queue may have a turn. If not, wait
 // is when to look again, 0 if there is nothing to wait for but news. Callers
 // hold mu.
@@ -250,12 +278,12 @@ func (a *account) mayGrant(now time.Time) (wait time.Duration, ok bool) {
 
 // grant gives a turn. Callers hold mu.
 func (a *account) grant(w *waiter, s *shop, done func(error), now time.Time) {
-	t := &Turn{account: a, packed: w.packed, since: w.since, granted: now, done: done}
+	t := &Turn{account: a, packed: w.packed, granted: now, done: done}
 	if a.halt != nil {
-		t.probe, a.halt.probing = true, true
+		t.probe, a.halt.probing = a.halt, true
 	}
 	if s != nil && s.hold != nil {
-		t.shopProbe, s.hold.probing = true, true
+		t.shopProbe, s.hold.probing = s.hold, true
 	}
 	if a.state == gobreaker.StateHalfOpen {
 		t.trial, a.onTrial = true, true
@@ -324,12 +352,14 @@ func (a *account) over(t *Turn, result error) {
 	t.state = turnOver
 	delete(a.unsent, t)
 	a.busy--
-	if t.probe && a.halt != nil {
-		a.halt.probing = false
+	if t.probe != nil {
+		t.probe.probing = false
 	}
-	if s := a.shops[t.packed.ShopID]; t.shopProbe && s != nil && s.hold != nil {
-		s.hold.probing = false
-		a.readmit(s)
+	if t.shopProbe != nil {
+		t.shopProbe.probing = false
+		if s := a.shops[t.packed.ShopID]; s != nil && s.hold == t.shopProbe {
+			a.readmit(s)
+		}
 	}
 	if t.trial {
 		a.onTrial = false
@@ -448,10 +478,10 @@ func (a *account) judgeAccount(t *Turn, f *finding) {
 		if t.epoch != a.epoch {
 			return // it was sent with an old token, or before a repair
 		}
-		if a.halt == nil || t.probe {
+		if a.halt == t.probe { // there is no halt, or it is the one that was tried
 			a.haltFor(f.halt)
 		}
-	case t.probe && a.halt != nil && (f.health == healthGood || f.health == healthAlive || f.health == healthShop):
+	case t.probe != nil && a.halt == t.probe && (f.health == healthGood || f.health == healthAlive || f.health == healthShop):
 		a.note(a.logger.Info, "account resumed", "reason", a.halt.reason, "halted", time.Since(a.halt.since))
 		a.metrics.halted.WithLabelValues(a.name, a.halt.reason).Set(0)
 		a.halt.timer.Stop()
@@ -462,7 +492,7 @@ func (a *account) judgeAccount(t *Turn, f *finding) {
 
 // haltFor halts the account until a probe succeeds. Callers hold mu.
 func (a *account) haltFor(reason string) {
-	h := &hold{reason: reason, since: time.Now()}
+	h := newHold(reason, "")
 	if a.halt != nil {
 		a.halt.timer.Stop()
 		h.since = a.halt.since
@@ -472,7 +502,7 @@ func (a *account) haltFor(reason string) {
 	h.timer = time.AfterFunc(a.cfg.HaltProbe, func() {
 		a.mu.Lock()
 		defer a.unlock()
-		h.probe = true
+		h.allow()
 		a.dispatch()
 	})
 	a.metrics.halted.WithLabelValues(a.name, reason).Set(1)
@@ -485,9 +515,7 @@ func (a *account) resume() {
 	a.mu.Lock()
 	defer a.unlock()
 	a.pacer.resume()
-	if a.halt != nil {
-		a.halt.probe = true
-	}
+	a.halt.allow()
 	a.note(a.logger.Info, "account resume asked for")
 	a.dispatch()
 }
@@ -513,10 +541,10 @@ func (a *account) judgeShop(t *Turn, f *finding) {
 	}
 	switch {
 	case reason != "":
-		if s == nil || s.hold == nil || t.shopProbe {
+		if s == nil || s.hold == t.shopProbe { // it is not parked, or was tried
 			a.park(id, reason, f.url)
 		}
-	case s != nil && s.hold != nil && t.shopProbe && (f.health == healthGood || f.health == healthAlive && f.halt == ""):
+	case s != nil && s.hold != nil && s.hold == t.shopProbe && (f.health == healthGood || f.health == healthAlive && f.halt == ""):
 		s.hold.timer.Stop()
 		a.note(a.logger.Info, "shop unparked", "shop_id", id, "reason", s.hold.reason)
 		s.hold = nil
@@ -535,7 +563,7 @@ func (a *account) park(id, reason, url string) {
 		s = &shop{}
 		a.shops[id] = s
 	}
-	h := &hold{reason: reason, since: time.Now(), url: url}
+	h := newHold(reason, url)
 	if s.hold != nil {
 		s.hold.timer.Stop()
 		h.since = s.hold.since
@@ -556,7 +584,7 @@ func (a *account) unpark(id string) bool {
 	if s == nil || s.hold == nil {
 		return false
 	}
-	s.hold.probe = true
+	s.hold.allow()
 	a.readmit(s)
 	a.dispatch()
 	return true
@@ -612,9 +640,7 @@ func (a *account) readToken() {
 	}
 	a.token = token
 	a.epoch++
-	if a.halt != nil {
-		a.halt.probe = true
-	}
+	a.halt.allow()
 	a.note(a.logger.Info, "token changed")
 	a.dispatch()
 }
@@ -691,8 +717,13 @@ func (a *account) spendings(all []Spending) []Spending {
 // for its shop goes back to its old place.
 type queue []*waiter
 
-func (q queue) Len() int           { return len(q) }
-func (q queue) Less(i, j int) bool { return q[i].position < q[j].position }
+func (q queue) Len() int { return len(q) }
+func (q queue) Less(i, j int) bool {
+	if q[i].again != q[j].again {
+		return q[i].again
+	}
+	return q[i].position < q[j].position
+}
 func (q queue) Swap(i, j int) {
 	q[i], q[j] = q[j], q[i]
 	q[i].index, q[j].index = i, j

@@ -128,7 +128,7 @@ func sendLater(t *testing.T, u *Upstream, p *schema.Packed) <-chan schema.Answer
 	t.Helper()
 	done := make(chan schema.Answer, 1)
 	go func() {
-		turn, err := u.Admit(t.Context(), p)
+		turn, err := u.Admit(t.Context(), p, false)
 		if err != nil {
 			return
 		}
@@ -330,7 +330,7 @@ func TestBreakerTrialIsLeft(t *testing.T) {
 		}
 		a.script(success)
 		for range 3 {
-			turn, err := u.Admit(t.Context(), order(9))
+			turn, err := u.Admit(t.Context(), order(9), false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -341,7 +341,7 @@ func TestBreakerTrialIsLeft(t *testing.T) {
 		}
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
-		turn, err := u.Admit(t.Context(), order(9))
+		turn, err := u.Admit(t.Context(), order(9), false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -368,7 +368,7 @@ func TestHaltAndResume(t *testing.T) {
 		for i := range 50 {
 			wg.Go(func() {
 				for {
-					turn, err := u.Admit(ctx, order(i+1))
+					turn, err := u.Admit(ctx, order(i+1), false)
 					if err != nil {
 						return
 					}
@@ -484,7 +484,7 @@ func TestHaltProbeIsLeft(t *testing.T) {
 		a.script(tokenBad, success)
 		send(t, u, order(1))
 		u.Resume("default")
-		turn, err := u.Admit(t.Context(), order(2))
+		turn, err := u.Admit(t.Context(), order(2), false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -611,6 +611,25 @@ func TestLateHaltIsNoNews(t *testing.T) {
 			t.Errorf("late call: got %+v", got)
 		}
 		state(t, u, "idle", "")
+	})
+}
+
+// Neither does it take back the permission to try.
+func TestLateHaltKeepsTheProbe(t *testing.T) {
+	inBubble(t, nil, func(b bubble) {
+		t, u, a := b.t, b.u, b.api
+		a.script(quotaGone)
+		early := sendLater(t, u, order(1))
+		time.Sleep(500 * time.Millisecond)
+		late := sendLater(t, u, order(2))
+		<-early
+		u.Resume("default")
+		a.script(success)
+		<-late
+		start := time.Now()
+		if got := send(t, u, order(3)); got.Action != schema.ActSucceed || time.Since(start) > 2*time.Second {
+			t.Errorf("got %+v after %s", got, time.Since(start))
+		}
 	})
 }
 
@@ -828,30 +847,30 @@ func TestThrottle(t *testing.T) {
 	})
 }
 
-// No waiter is overtaken by more than those before it in the queue.
+// Nobody is let in before those who came earlier.
 func TestAdmitIsFair(t *testing.T) {
 	inBubble(t, func(c *Config) { c.Accounts[0].RatePerSecond = 10 }, func(b bubble) {
 		t, u := b.t, b.u
-		var mu sync.Mutex
-		var order []int
+		granted := make([]time.Time, 60)
 		var wg sync.WaitGroup
-		for i := range 60 {
+		for i := range granted {
 			wg.Go(func() {
-				turn, err := u.Admit(t.Context(), shopOrder(fmt.Sprintf("S%d", i%3), i+1))
+				turn, err := u.Admit(t.Context(), shopOrder(fmt.Sprintf("S%d", i%3), i+1), false)
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				mu.Lock()
-				order = append(order, i)
-				mu.Unlock()
+				granted[i] = turn.granted
 				turn.Send(t.Context(), time.Time{})
 			})
 			synctest.Wait()
 		}
 		wg.Wait()
-		if !slices.IsSorted(order) {
-			t.Errorf("order: got %v", order)
+		if !slices.IsSortedFunc(granted, time.Time.Compare) {
+			t.Errorf("let in at %v", granted)
+		}
+		if d := granted[59].Sub(granted[0]); d < 5*time.Second {
+			t.Errorf("60 orders at 10/s were let in within %s", d)
 		}
 	})
 }
@@ -866,7 +885,7 @@ func TestAdmitEndsWithItsContext(t *testing.T) {
 		errs := make(chan error, 40)
 		for i := range 40 {
 			go func() {
-				_, err := u.Admit(ctx, shopOrder(fmt.Sprintf("S%d", i%2+1), i))
+				_, err := u.Admit(ctx, shopOrder(fmt.Sprintf("S%d", i%2+1), i), false)
 				errs <- err
 			}()
 		}
@@ -877,7 +896,7 @@ func TestAdmitEndsWithItsContext(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		}
-		if _, err := u.Admit(ctx, order(1)); err == nil {
+		if _, err := u.Admit(ctx, order(1), false); err == nil {
 			t.Error("admitted with a context that has ended")
 		}
 		acc := u.accounts[0]
@@ -935,7 +954,7 @@ func TestStorm(t *testing.T) {
 			wg.Go(func() {
 				for {
 					ctx, cancel := context.WithTimeout(t.Context(), time.Duration(pick(60)+1)*time.Second)
-					turn, err := u.Admit(ctx, shopOrder(fmt.Sprintf("S%d", i%5), i+1))
+					turn, err := u.Admit(ctx, shopOrder(fmt.Sprintf("S%d", i%5), i+1), false)
 					if err != nil {
 						cancel()
 						continue
@@ -1013,7 +1032,7 @@ func TestAccountsOfShops(t *testing.T) {
 				default:
 					got[shop] = a.name
 				}
-				if _, err := u.Admit(t.Context(), p); (err == nil) != (a != nil) {
+				if _, err := u.Admit(t.Context(), p, false); (err == nil) != (a != nil) {
 					t.Errorf("admit %s: %v", shop, err)
 				}
 			}

@@ -405,7 +405,7 @@ func TestStaleConnection(t *testing.T) {
 	cfg.Accounts[0].RatePerSecond = 2
 	u := newUpstream(t, cfg)
 	send(t, u, order(1))
-	turn, err := u.Admit(t.Context(), order(2))
+	turn, err := u.Admit(t.Context(), order(2), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -605,7 +605,7 @@ func TestGateEndsAfterTheCallLeft(t *testing.T) {
 		_, _ = io.WriteString(w, success)
 	})
 	u := newUpstream(t, testConfig(s.URL))
-	turn, err := u.Admit(t.Context(), order(1))
+	turn, err := u.Admit(t.Context(), order(1), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -638,6 +638,34 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
+// deadConn is a connection that was reset before anything is written.
+type deadConn struct{ net.Conn }
+
+func (deadConn) Write([]byte) (int, error) { return 0, errors.New("connection reset by peer") }
+
+// A write that took no byte has sent nothing, so the outcome is known.
+func TestWriteTakesNothing(t *testing.T) {
+	var conns connKeeper
+	s := listen(t, func(_ int, conn *net.TCPConn) { _, _ = io.Copy(io.Discard, conn) })
+	cfg := testConfig(s.url())
+	cfg.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := conns.dial(ctx, network, addr)
+		return deadConn{conn}, err
+	}
+	u := newUpstream(t, cfg)
+	for range 3 {
+		if got := send(t, u, order(1)); got.Action != schema.ActHold || got.Reason != "unreachable" || got.Reached {
+			t.Errorf("got %+v", got)
+		}
+	}
+	a := u.accounts[0]
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.busy != 0 || a.inFlight != 0 || len(a.unsent) != 0 || a.total.Calls != 0 || conns.count() != 3 {
+		t.Errorf("busy %d, in flight %d, unsent %d, calls %d, connections %d", a.busy, a.inFlight, len(a.unsent), a.total.Calls, conns.count())
+	}
+}
+
 // An API that swallows connection requests is seen as one that cannot be
 // reached, even if the order may not wait for the dial to end.
 func TestSlowDial(t *testing.T) {
@@ -653,7 +681,7 @@ func TestSlowDial(t *testing.T) {
 			startBy time.Duration
 			reason  string
 		}{{5 * time.Second, "unreachable"}, {2 * time.Second, "unreachable"}, {500 * time.Millisecond, "not_sent"}} {
-			turn, err := u.Admit(t.Context(), order(1))
+			turn, err := u.Admit(t.Context(), order(1), false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -698,7 +726,7 @@ func TestTLS(t *testing.T) {
 		t.Errorf("four calls at 20/s took %s", d)
 	}
 	gate, cancel := context.WithCancel(t.Context())
-	turn, err := u.Admit(t.Context(), order(9))
+	turn, err := u.Admit(t.Context(), order(9), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -718,7 +746,7 @@ func TestTurnIsUsedOnce(t *testing.T) {
 		_, _ = io.WriteString(w, success)
 	})
 	u := newUpstream(t, testConfig(s.URL))
-	turn, err := u.Admit(t.Context(), order(1))
+	turn, err := u.Admit(t.Context(), order(1), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -728,7 +756,7 @@ func TestTurnIsUsedOnce(t *testing.T) {
 	}
 	turn.Leave()
 	turn.Leave()
-	turn, err = u.Admit(t.Context(), order(2))
+	turn, err = u.Admit(t.Context(), order(2), false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -63,7 +63,7 @@ func shopOrder(shop string, tid int) *schema.Packed {
 // send admits an order and makes its call.
 func send(t *testing.T, u *Upstream, p *schema.Packed) schema.Answer {
 	t.Helper()
-	turn, err := u.Admit(t.Context(), p)
+	turn, err := u.Admit(t.Context(), p, false)
 	if err != nil {
 		t.Fatalf("admit %s: %v", p.TID, err)
 	}

@@ -113,3 +113,10 @@ func (l *launch) times() (arrived, left time.Time) {
 	defer l.mu.Unlock()
 	return l.arrived, l.left
 }
+
+// departed reports whether the call was let go, even if the connection then
+// took nothing of it.
+func (l *launch) departed() bool {
+	_, left := l.times()
+	return !left.IsZero()
+}

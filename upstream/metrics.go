@@ -45,7 +45,7 @@ func newMetrics(reg prometheus.Registerer, accounts []Account) (*metrics, error)
 		inFlight:  gauge("calls_in_flight", "Calls that were sent and are not answered yet.", "account"),
 		breaker:   gauge("breaker_state", "State of the circuit breaker: 0 closed, 1 half-open, 2 open.", "account"),
 		throttled: counter("throttled_total", "Answers that said that the rate is too high, by how they said it.", "account", "source"),
-		slotWait: histogram("slot_wait_seconds", "Time that an order that may be called for waits for its place in the rate limit.",
+		slotWait: histogram("slot_wait_seconds", "Time that a call waits for its place in the rate limit once its connection stands.",
 			[]float64{0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5}, "account"),
 		window:       gauge("slot_window_seconds", "What the rate limit takes for one second; it grows when the API throttles.", "account"),
 		withheld:     counter("withheld_points_total", "Points that the API says it has charged.", "account"),

@@ -50,7 +50,10 @@ type pacer struct {
 }
 
 // departure is the moment at which a call left.
-type departure struct{ at time.Time }
+type departure struct {
+	at  time.Time
+	out bool // its first bytes are written; until then at is but a beginning
+}
 
 const (
 	// A window grows by a twentieth with every throttling, to at most
@@ -114,7 +117,7 @@ func (p *pacer) acquire(stop <-chan struct{}, leave func() bool) *departure {
 				token = p.limiter.ReserveN(now, 1)
 				p.reserved = now.Add(token.DelayFrom(now))
 			}
-			at = later(p.reserved, p.guard())
+			at = later(p.reserved, p.guard(now))
 			p.reserved = at
 		}
 		changed := p.changed
@@ -163,14 +166,18 @@ func later(a, b time.Time) time.Time {
 
 // guard returns the earliest time at which the calls that left so far let
 // another one leave. Callers hold mu.
-func (p *pacer) guard() time.Time {
+func (p *pacer) guard(now time.Time) time.Time {
 	if len(p.log) == 0 || p.log[p.next] == nil {
 		return time.Time{}
+	}
+	oldest := p.log[p.next].at
+	if !p.log[p.next].out {
+		oldest = now // the process may have been stopped right before the write
 	}
 	// The log has as many places as whole calls fit into a second; of a rate
 	// of 2.5 it covers the two calls of 0.8 s.
 	share := float64(len(p.log)) / p.rate
-	return p.log[p.next].at.Add(time.Duration(share * float64(p.window-p.jit/2)))
+	return oldest.Add(time.Duration(share * float64(p.window-p.jit/2)))
 }
 
 // depart notes a departure. Callers hold mu.
@@ -191,7 +198,7 @@ func (p *pacer) written(d *departure) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	d.at = time.Now()
+	d.at, d.out = time.Now(), true
 }
 
 // forecast returns when a call would leave that has the given number of calls
@@ -210,7 +217,7 @@ func (p *pacer) forecast(ahead int) time.Time {
 		if missing := 1 - p.limiter.TokensAt(now); missing > 0 {
 			at = now.Add(time.Duration(missing * float64(p.interval())))
 		}
-		at = later(at, p.guard())
+		at = later(at, p.guard(now))
 	}
 	return at.Add(time.Duration(min(float64(ahead)*float64(p.interval()), math.MaxInt64/4)))
 }

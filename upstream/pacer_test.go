@@ -50,6 +50,11 @@ func departures(p *pacer, d time.Duration, leave func() bool) []time.Time {
 
 func yes() bool { return true }
 
+// pass lets one call leave and be written.
+func pass(p *pacer) {
+	p.written(p.acquire(nil, yes))
+}
+
 // No second holds more than the rate, and hardly any of it is left unused.
 func TestPacerRates(t *testing.T) {
 	for _, tt := range []struct {
@@ -127,8 +132,26 @@ func TestPacerCountsFromTheWrite(t *testing.T) {
 		time.Sleep(400 * time.Millisecond)
 		p.written(d)
 		wrote := time.Now()
-		p.acquire(nil, yes)
+		pass(p)
 		if gap := time.Since(wrote); gap < time.Second+testJitter/2 {
+			t.Errorf("the next call left %s after the write", gap)
+		}
+	})
+}
+
+// A process that is stopped between the decision and the write may write much
+// later. Until it has, the call counts as one that leaves just now.
+func TestPacerWaitsForAPendingWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer(1, testJitter)
+		d := p.acquire(nil, yes)
+		var wrote time.Time
+		time.AfterFunc(5*time.Second, func() {
+			wrote = time.Now()
+			p.written(d)
+		})
+		pass(p)
+		if gap := time.Since(wrote); wrote.IsZero() || gap < time.Second+testJitter/2 {
 			t.Errorf("the next call left %s after the write", gap)
 		}
 	})
@@ -140,7 +163,7 @@ func TestPacerLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPacer(10, 0)
 		start := time.Now()
-		p.acquire(nil, yes)
+		pass(p)
 		var mu sync.Mutex
 		var order []int
 		var wg sync.WaitGroup
@@ -148,7 +171,8 @@ func TestPacerLine(t *testing.T) {
 		for i := range stops {
 			stops[i] = make(chan struct{})
 			wg.Go(func() {
-				if p.acquire(stops[i], func() bool { return i != 7 }) != nil {
+				if d := p.acquire(stops[i], func() bool { return i != 7 }); d != nil {
+					p.written(d)
 					mu.Lock()
 					defer mu.Unlock()
 					order = append(order, i)
@@ -172,11 +196,11 @@ func TestPacerThrottle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPacer(10, testJitter)
 		left := time.Now()
-		p.acquire(nil, yes)
+		pass(p)
 		var wg sync.WaitGroup
 		var at time.Time
 		wg.Go(func() {
-			p.acquire(nil, yes)
+			pass(p)
 			at = time.Now()
 		})
 		synctest.Wait()
@@ -201,7 +225,7 @@ func TestPacerThrottle(t *testing.T) {
 		}
 		start := time.Now()
 		for range 10 {
-			p.acquire(nil, yes)
+			pass(p)
 		}
 		if d := time.Since(start); d < window-time.Microsecond {
 			t.Errorf("ten calls took %s, want a window of %s", d, window)
@@ -238,7 +262,7 @@ func TestPacerResume(t *testing.T) {
 		p.throttle(time.Hour, time.Now())
 		start := time.Now()
 		time.AfterFunc(time.Minute, p.resume)
-		p.acquire(nil, yes)
+		pass(p)
 		if d := time.Since(start); d != time.Minute {
 			t.Errorf("left after %s, want 1m", d)
 		}
@@ -256,12 +280,12 @@ func TestPacerForecast(t *testing.T) {
 		}
 		check("fresh", 0, 0)
 		check("two ahead", 2, 200*time.Millisecond)
-		p.acquire(nil, yes)
+		pass(p)
 		check("just left", 0, 100*time.Millisecond)
 		time.Sleep(30 * time.Millisecond)
 		check("left before", 1, 170*time.Millisecond)
 		var wg sync.WaitGroup
-		wg.Go(func() { p.acquire(nil, yes) })
+		wg.Go(func() { pass(p) })
 		synctest.Wait()
 		check("one in line", 1, 170*time.Millisecond)
 		wg.Wait()
@@ -312,7 +336,7 @@ func load(t *testing.T, u *Upstream, workers int, d time.Duration, shop func(n i
 	for i := range workers {
 		wg.Go(func() {
 			for n := i; ctx.Err() == nil; n += workers {
-				turn, err := u.Admit(ctx, shopOrder(shop(n), n+1))
+				turn, err := u.Admit(ctx, shopOrder(shop(n), n+1), false)
 				if err != nil {
 					return
 				}
@@ -393,7 +417,7 @@ func TestRateWithSlowPreparation(t *testing.T) {
 		for i := range 60 {
 			wg.Go(func() {
 				for ctx.Err() == nil {
-					turn, err := u.Admit(ctx, order(i+1))
+					turn, err := u.Admit(ctx, order(i+1), false)
 					if err != nil {
 						return
 					}
@@ -420,7 +444,7 @@ func TestAdmitAtSlowRate(t *testing.T) {
 		defer stop()
 		send(t, u, order(1))
 		for i := range 3 {
-			turn, err := u.Admit(t.Context(), order(i+2))
+			turn, err := u.Admit(t.Context(), order(i+2), false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -469,7 +493,7 @@ func BenchmarkSend(b *testing.B) {
 	ctx := b.Context()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			turn, err := u.Admit(ctx, order(1))
+			turn, err := u.Admit(ctx, order(1), false)
 			if err != nil {
 				b.Error(err)
 				return

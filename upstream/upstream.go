@@ -98,6 +98,18 @@ func (u *Upstream) accountOf(shop string) *account {
 	return u.fallback
 }
 
+// Blocked reports whether no order of the event's shop may be sent for the time
+// being, because its account is halted or the shop is parked, and returns a
+// channel that is closed when one may be tried. A paused account and an open
+// breaker do not block: they end by themselves, and soon.
+func (u *Upstream) Blocked(p *schema.Packed) (reopened <-chan struct{}, blocked bool) {
+	a := u.accountOf(p.ShopID)
+	if a == nil {
+		return nil, false
+	}
+	return a.blocked(p.ShopID)
+}
+
 // errNoAccount is what Admit returns for a shop that Serves or Validate turns
 // away.
 var errNoAccount = errors.New("its shop is in no account")
@@ -106,9 +118,10 @@ var errNoAccount = errors.New("its shop is in no account")
 // and shop are not held, the breaker lets a call through, there is a place among
 // the calls in flight, and the rate limit is about to let one more go. It serves
 // those who wait first come, first served, except for orders of parked shops,
-// which wait apart. It returns an error only if ctx ends, or if no account
+// which wait apart, and those that come again after an attempt, which go first:
+// they are older than they look, and hold more than their place in the line. It returns an error only if ctx ends, or if no account
 // serves the shop. The Turn is to be used or left without delay.
-func (u *Upstream) Admit(ctx context.Context, p *schema.Packed) (*Turn, error) {
+func (u *Upstream) Admit(ctx context.Context, p *schema.Packed, again bool) (*Turn, error) {
 	a := u.accountOf(p.ShopID)
 	if a == nil {
 		return nil, fmt.Errorf("upstream: admit %s: %w", p.TID, errNoAccount)
@@ -116,7 +129,7 @@ func (u *Upstream) Admit(ctx context.Context, p *schema.Packed) (*Turn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("upstream: admit %s: %w", p.TID, err)
 	}
-	w := &waiter{packed: p, since: time.Now(), granted: make(chan *Turn, 1)}
+	w := &waiter{packed: p, again: again, granted: make(chan *Turn, 1)}
 	a.enqueue(w)
 	select {
 	case t := <-w.granted:
@@ -200,19 +213,20 @@ type Turn struct {
 	upstream *Upstream
 	account  *account
 	packed   *schema.Packed
-	since    time.Time
 	granted  time.Time
 
 	// The rest is guarded by the account's mu.
 
 	done func(error) // of the breaker; nil once it is called
-	// probe and shopProbe mark the one order that tries a held account or shop,
-	// trial the one that tries a half-open breaker.
-	probe, shopProbe, trial bool
-	state                   turnState
-	revoked                 bool                    // it must not leave any more
-	drop                    context.CancelCauseFunc // ends the wait of a Send
-	epoch                   int                     // of the account when its token was read
+	// probe and shopProbe are the holds that this one order tries, of its
+	// account and its shop; nil if there are none. A trial tries the half-open
+	// breaker.
+	probe, shopProbe *hold
+	trial            bool
+	state            turnState
+	revoked          bool                    // it must not leave any more
+	drop             context.CancelCauseFunc // ends the wait of a Send
+	epoch            int                     // of the account when its token was read
 }
 
 type turnState int
@@ -263,7 +277,7 @@ func (t *Turn) Send(gate context.Context, startBy time.Time) schema.Answer {
 		switch {
 		case why == nil && errors.Is(l.refusal(), errNotAllowed):
 			return a.giveUp(t, nil)
-		case why == nil && x.reused && try < freshTries:
+		case why == nil && x.reused && !l.departed() && try < freshTries:
 			continue
 		case why == nil:
 			return a.giveUp(t, cmp.Or(x.err, l.refusal()))

@@ -65,8 +65,8 @@ type admitting struct{ *upstream.Upstream }
 var _ consumer.Upstream = admitting{}
 
 // Admit waits for a place in front of the rate limiter.
-func (a admitting) Admit(ctx context.Context, p *schema.Packed) (consumer.Turn, error) {
-	turn, err := a.Upstream.Admit(ctx, p)
+func (a admitting) Admit(ctx context.Context, p *schema.Packed, again bool) (consumer.Turn, error) {
+	turn, err := a.Upstream.Admit(ctx, p, again)
 	if err != nil {
 		return nil, err // not a nil *Turn inside a Turn
 	}
