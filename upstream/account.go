@@ -724,6 +724,7 @@ func (q queue) Less(i, j int) bool {
 	}
 	return q[i].position < q[j].position
 }
+
 func (q queue) Swap(i, j int) {
 	q[i], q[j] = q[j], q[i]
 	q[i].index, q[j].index = i, j

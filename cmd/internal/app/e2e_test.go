@@ -88,7 +88,7 @@ func newWorld(t *testing.T, options upstreamtest.Options, change ...func(*Settin
 	if err := w.kafka.Connect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.kafka.CreateTopics(t.Context(), testPartitions, 1); err != nil {
+	if _, err := w.kafka.CreateTopics(t.Context(), testPartitions, min(3, len(s.KafkaBrokers))); err != nil {
 		t.Fatal(err)
 	}
 	settledTopics(t, w.kafka, func(ts []Topic) bool { return !slices.ContainsFunc(ts, func(t Topic) bool { return !t.Exists }) })
@@ -206,14 +206,27 @@ func (w *world) append(r schema.Record) {
 	})
 }
 
-// read returns all records of a topic.
+// read returns all records of a topic. A real broker may still be electing the
+// leader of a partition that was just made.
 func (w *world) read(topic string) []schema.Record {
 	w.t.Helper()
 	var records []schema.Record
-	if err := w.kafka.Scan(w.t.Context(), topic, func(r *schema.Record) error { records = append(records, *r); return nil }); err != nil {
+	var err error
+	eventually(w.t, "read "+topic, func() bool {
+		records = nil
+		err = w.kafka.Scan(w.t.Context(), topic, func(r *schema.Record) error { records = append(records, *r); return nil })
+		return err == nil || !passing(err)
+	})
+	if err != nil {
 		w.t.Fatal(err)
 	}
 	return records
+}
+
+// passing reports whether a broker's error goes away by itself.
+func passing(err error) bool {
+	code, ok := errors.AsType[kafka.Error](err)
+	return ok && code.Temporary()
 }
 
 // await waits until the three output topics hold so many records.
@@ -239,6 +252,9 @@ func (w *world) committed() {
 func (w *world) lag() int64 {
 	w.t.Helper()
 	progress, err := w.kafka.Progress(w.t.Context())
+	for ; passing(err); time.Sleep(50 * time.Millisecond) {
+		progress, err = w.kafka.Progress(w.t.Context())
+	}
 	if err != nil {
 		w.t.Fatal(err)
 	}
