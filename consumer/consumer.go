@@ -32,10 +32,14 @@ type Consumer struct {
 	stopping bool            // guarded by mu; no tenure begins any more
 	role     Role            // guarded by mu; of the session
 	reason   string          // guarded by mu
-	awayKind string          // guarded by mu; what was logged last
+	takenAt  time.Time       // guarded by mu; when this member last got partitions that were not its own
 	lostAt   time.Time       // guarded by mu; when the session ended, zero while it lasts
 	ends     map[int]bounds  // guarded by mu; by partition, a few seconds old
 	foreign  map[int]int64   // guarded by mu; committed offsets of partitions not held
+
+	// awayKinds are the reasons for not being a member that have been logged
+	// since it was one; guarded by mu.
+	awayKinds map[string]struct{}
 }
 
 // New returns a consumer that does nothing until it runs.

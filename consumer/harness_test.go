@@ -51,7 +51,7 @@ func (w *world) fault(f kfake.Fault) *kfake.FaultHandle {
 
 // inWorld runs a test in a bubble with a cluster of three brokers. A goroutine
 // that is left over at the end fails the test.
-func inWorld(t *testing.T, partitions int32, test func(t *testing.T, w *world)) {
+func inWorld(t *testing.T, partitions int32, test func(w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t, vn: new(kfake.VirtualNetwork), ports: []int{9092, 9093, 9094}}
@@ -61,17 +61,17 @@ func inWorld(t *testing.T, partitions int32, test func(t *testing.T, w *world)) 
 		}
 		w.cluster = kfake.MustCluster(opts...)
 		defer w.cluster.Close()
-		tr := w.transport(w.vn.DialContext)
+		tr := transportOver(w.vn.DialContext, testTopic)
 		defer tr.CloseIdleConnections()
 		w.client = w.clientOver(tr)
 		w.commits = watchCommits(w.cluster)
-		test(t, w)
+		test(w)
 	})
 }
 
-func (w *world) transport(dial func(context.Context, string, string) (net.Conn, error)) *kafka.Transport {
+func transportOver(dial func(context.Context, string, string) (net.Conn, error), topic string) *kafka.Transport {
 	return &kafka.Transport{
-		Dial: dial, ClientID: "test", MetadataTTL: 500 * time.Millisecond, MetadataTopics: []string{testTopic},
+		Dial: dial, ClientID: "test", MetadataTTL: 500 * time.Millisecond, MetadataTopics: []string{topic},
 	}
 }
 
@@ -90,10 +90,10 @@ func (w *world) brokers() []string {
 // produce writes one record for each value into a partition.
 func (w *world) produce(partition int, values ...string) {
 	w.t.Helper()
-	produce(w.t, w.client, partition, values...)
+	produce(w.t, w.client, testTopic, partition, values...)
 }
 
-func produce(t *testing.T, client *kafka.Client, partition int, values ...string) {
+func produce(t *testing.T, client *kafka.Client, topic string, partition int, values ...string) {
 	t.Helper()
 	for chunk := range slices.Chunk(values, 500) {
 		records := make([]kafka.Record, len(chunk))
@@ -102,7 +102,7 @@ func produce(t *testing.T, client *kafka.Client, partition int, values ...string
 		}
 		for try := 0; ; try++ {
 			res, err := client.Produce(t.Context(), &kafka.ProduceRequest{
-				Topic: testTopic, Partition: partition, RequiredAcks: kafka.RequireAll,
+				Topic: topic, Partition: partition, RequiredAcks: kafka.RequireAll,
 				Records: protocol.NewRecordReader(records...),
 			})
 			if err == nil {
@@ -306,7 +306,7 @@ type replica struct {
 func (w *world) start(name string, h Handler, change ...func(*Config)) *replica {
 	w.t.Helper()
 	network := newCutNet(w.vn.DialContext)
-	tr := w.transport(network.DialContext)
+	tr := transportOver(network.DialContext, testTopic)
 	r := startReplica(w.t, name, h, network, w.brokers(), tr, change...)
 	return r
 }
@@ -336,7 +336,7 @@ func startReplica(t *testing.T, name string, h Handler, network *cutNet, brokers
 		tr.CloseIdleConnections()
 		r.finished <- err
 	}()
-	t.Cleanup(func() { r.stop() })
+	t.Cleanup(func() { _ = r.stop() }) // most tests do not ask
 	return r
 }
 
@@ -498,9 +498,9 @@ type logBook struct {
 	lines []string
 }
 
-func (b *logBook) Enabled(context.Context, slog.Level) bool { return true }
-func (b *logBook) WithGroup(string) slog.Handler            { return b }
-func (b *logBook) WithAttrs([]slog.Attr) slog.Handler       { return b }
+func (*logBook) Enabled(context.Context, slog.Level) bool { return true }
+func (b *logBook) WithGroup(string) slog.Handler          { return b }
+func (b *logBook) WithAttrs([]slog.Attr) slog.Handler     { return b }
 
 func (b *logBook) Handle(_ context.Context, r slog.Record) error {
 	line := r.Level.String() + " " + r.Message

@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,14 +70,14 @@ func (c *Consumer) committed(ctx context.Context, partitions []int) (map[int]int
 	}
 	for _, p := range partitions {
 		if _, ok := offsets[p]; !ok {
-			return nil, fmt.Errorf("consumer: fetch the committed offset of partition %d: the broker did not name it", p)
+			return nil, fmt.Errorf("consumer: fetch the committed offset of partition %d: %w", p, errNotNamed)
 		}
 	}
 	return offsets, nil
 }
 
 // bounds returns the ends of the log of those partitions whose leader answers.
-// The error, if any, is about the others. Only a leader answers this request,
+// The error, if any, is about one of the others. Only a leader answers this request,
 // which a fetch cannot promise: a follower answers fetches with an end of the
 // log that may be old.
 func (c *Consumer) bounds(ctx context.Context, partitions []int) (map[int]bounds, error) {
@@ -93,30 +94,30 @@ func (c *Consumer) bounds(ctx context.Context, partitions []int) (map[int]bounds
 		return nil, fmt.Errorf("consumer: list the ends of the log: %w", err)
 	}
 	found := make(map[int]bounds, len(partitions))
+	errs := make(map[int]error)
 	for _, p := range res.Topics[c.cfg.Topic] {
 		switch {
 		case p.Error != nil:
-			err = errors.Join(err, fmt.Errorf("consumer: list the ends of partition %d: %w", p.Partition, p.Error))
-		case p.FirstOffset < 0 || p.LastOffset < p.FirstOffset:
-			err = errors.Join(err, fmt.Errorf("consumer: list the ends of partition %d: incomplete answer", p.Partition))
-		default:
+			errs[p.Partition] = p.Error
+		case p.FirstOffset >= 0 && p.LastOffset >= p.FirstOffset:
 			found[p.Partition] = bounds{first: p.FirstOffset, last: p.LastOffset}
 		}
 	}
-	return found, err
+	for _, p := range partitions {
+		if _, ok := found[p]; !ok {
+			return found, fmt.Errorf("consumer: list the ends of partition %d: %w", p, cmp.Or(errs[p], errNotNamed))
+		}
+	}
+	return found, nil
 }
+
+// errNotNamed means that a broker has left a partition out of its answer.
+var errNotNamed = errors.New("the answer does not name it")
 
 // boundsOf returns the ends of the log of one partition.
 func (c *Consumer) boundsOf(ctx context.Context, partition int) (bounds, error) {
 	found, err := c.bounds(ctx, []int{partition})
-	if err != nil {
-		return bounds{}, err
-	}
-	b, ok := found[partition]
-	if !ok {
-		return bounds{}, fmt.Errorf("consumer: list the ends of partition %d: the broker did not name it", partition)
-	}
-	return b, nil
+	return found[partition], err
 }
 
 // commitOffsets commits offsets as a member of a generation and returns what
@@ -148,10 +149,13 @@ func (c *Consumer) commitOffsets(ctx context.Context, s *session, offsets map[in
 	}
 	results := make(map[int]error, len(offsets))
 	for p := range offsets {
-		results[p] = fmt.Errorf("consumer: commit the offset of partition %d: the broker did not name it", p)
+		results[p] = fmt.Errorf("consumer: commit the offset of partition %d: %w", p, errNotNamed)
 	}
 	for _, p := range res.Topics[c.cfg.Topic] {
-		results[p.Partition] = p.Error
+		results[p.Partition] = nil
+		if p.Error != nil {
+			results[p.Partition] = fmt.Errorf("consumer: commit the offset of partition %d: %w", p.Partition, p.Error)
+		}
 	}
 	return results, nil
 }

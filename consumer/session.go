@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,13 +25,9 @@ type session struct {
 	member     string
 	partitions []int // of the topic, that the generation gives to this member
 
-	// fresh is true if some of them were not this member's in the generation
-	// before; guarded by Consumer.mu.
-	fresh bool
-
 	// ctx ends when the generation ends. It is here because it belongs to no
 	// single call: it is the generation.
-	ctx    context.Context //nolint:containedctx // see above
+	ctx    context.Context
 	cancel context.CancelCauseFunc
 }
 
@@ -99,7 +96,7 @@ func (c *Consumer) join(ctx context.Context) {
 		s := newSession(ctx, gen, c.cfg.Topic)
 		gen.Start(func(generation context.Context) { c.supervise(generation, s) })
 		attending.Go(func() { c.attend(s) })
-		if len(s.partitions) == 0 && c.topicGone(s.ctx) {
+		if len(s.partitions) == 0 && c.topicGone(ctx) {
 			return
 		}
 	}
@@ -154,7 +151,7 @@ func (c *Consumer) supervise(generation context.Context, s *session) {
 		s.cancel(errGenerationEnded)
 	case <-s.ctx.Done():
 	}
-	c.gate.shut(s.ctx)
+	c.gate.shut(s.ctx) //nolint:contextcheck // the session's context is what the gate was opened for
 	c.setRejoining(s)
 	c.lastCommit.raise()
 }
@@ -184,8 +181,11 @@ func (c *Consumer) attend(s *session) {
 			opened = true
 			opening.Go(func() { c.openGate(s) })
 		}
-		if err == nil {
+		switch {
+		case err == nil:
 			tr.over()
+			return
+		case s.ctx.Err() != nil:
 			return
 		}
 		if !opened {
@@ -202,7 +202,6 @@ func (c *Consumer) attend(s *session) {
 // ledger, and, if it has partitions that may have been another's a moment ago,
 // one window of the rate limit has passed.
 func (c *Consumer) openGate(s *session) {
-	begun := time.Now()
 	tr := trouble{log: c.log, what: "catch up with the ledger"}
 	for c.cfg.CatchUp != nil {
 		c.setReason(s, "waiting for the ledger")
@@ -220,7 +219,7 @@ func (c *Consumer) openGate(s *session) {
 			return
 		}
 	}
-	if wait := c.cfg.Handover - time.Since(begun); c.isNew(s) && wait > 0 {
+	if wait := c.handoverLeft(); wait > 0 {
 		c.setReason(s, "handover: the calls of the holder before may still count")
 		if !sleep(s.ctx, wait) {
 			return
@@ -242,7 +241,7 @@ func (c *Consumer) arrive(s *session) (taken []int) {
 	if len(s.partitions) == 0 {
 		c.role, c.reason = RoleStandby, ""
 	}
-	c.lostAt, c.awayKind = time.Time{}, ""
+	c.lostAt, c.awayKinds = time.Time{}, nil
 	if s.ctx.Err() != nil {
 		c.lostAt = time.Now() // it is over already
 	}
@@ -256,7 +255,9 @@ func (c *Consumer) arrive(s *session) (taken []int) {
 			taken = append(taken, p)
 		}
 	}
-	s.fresh = len(taken) > 0
+	if len(taken) > 0 {
+		c.takenAt = time.Now()
+	}
 	return taken
 }
 
@@ -321,19 +322,21 @@ func (c *Consumer) pin(s *session, partitions []int) ([]int, error) {
 			starts[p] = b.last
 		}
 	}
-	results, errCommit := c.commitOffsets(s.ctx, s, starts)
-	if errCommit != nil {
-		return partitions, errors.Join(err, errCommit)
+	results, failed := c.commitOffsets(s.ctx, s, starts)
+	if failed != nil {
+		return partitions, failed
 	}
 	var unset []int
 	for _, p := range partitions {
 		start, ok := starts[p]
-		if ok && results[p] == nil {
+		switch {
+		case !ok:
+			unset = append(unset, p)
+		case results[p] != nil:
+			unset, err = append(unset, p), results[p]
+		default:
 			c.begin(s, p, start)
-			continue
 		}
-		unset = append(unset, p)
-		err = errors.Join(err, results[p])
 	}
 	return unset, err
 }
@@ -355,7 +358,7 @@ func (c *Consumer) resume(s *session, partition int, committed int64) bool {
 	}
 	t.mu.Unlock()
 	if !ours {
-		s.fresh = true
+		c.takenAt = time.Now()
 		c.giveUp(t, errMoved)
 	}
 	return ours
@@ -401,12 +404,13 @@ func (c *Consumer) start(t *tenure) {
 	}
 }
 
-// isNew reports whether the session has partitions that were not this member's
-// in the generation before.
-func (c *Consumer) isNew(s *session) bool {
+// handoverLeft returns how long this member must still wait with its calls. The
+// wait belongs to the partitions and not to the session: a standby that joins in
+// the middle of it must not cut it short.
+func (c *Consumer) handoverLeft() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return s.fresh
+	return c.cfg.Handover - time.Since(c.takenAt)
 }
 
 // leave closes the membership. The group is told, unless it does not answer in
@@ -470,10 +474,11 @@ func (c *Consumer) commit(ctx context.Context, s *session) error {
 		}
 	}
 	for _, failed := range results {
-		err = errors.Join(err, failed)
-	}
-	if fenced(err) {
-		s.cancel(errFenced)
+		if fenced(failed) {
+			s.cancel(errFenced)
+			return failed
+		}
+		err = cmp.Or(err, failed)
 	}
 	return err
 }

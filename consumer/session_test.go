@@ -20,7 +20,8 @@ import (
 )
 
 func TestReadsAndCommits(t *testing.T) {
-	inWorld(t, 3, func(t *testing.T, w *world) {
+	inWorld(t, 3, func(w *world) {
+		t := w.t
 		for p := range 3 {
 			w.produce(p, events("shop", 1000*(p+1), 200)...)
 		}
@@ -52,7 +53,8 @@ func TestReadsAndCommits(t *testing.T) {
 }
 
 func TestMetadataThatKafkaWouldRefuseIsLeftOut(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, event("s", 1))
 		w.start("a", new(fakeHandler), func(c *Config) {
 			c.CommitMetadata = func() string { return string(make([]byte, maxMetadata+1)) }
@@ -67,7 +69,8 @@ func TestMetadataThatKafkaWouldRefuseIsLeftOut(t *testing.T) {
 }
 
 func TestUndecodableRecordsAreHandledAndPassed(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, "not json", event("s", 1), `{"shop_id":"s"}`, "")
 		h := new(fakeHandler)
 		w.start("a", h)
@@ -79,7 +82,8 @@ func TestUndecodableRecordsAreHandledAndPassed(t *testing.T) {
 }
 
 func TestNoCommitBeyondAnUnsettledRecord(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, events("s", 1, 50)...)
 		release := make(chan struct{})
 		h := &fakeHandler{work: func(ctx context.Context, g *Gate, rec *schema.Record, p *schema.Packed) error {
@@ -112,7 +116,8 @@ func TestNoCommitBeyondAnUnsettledRecord(t *testing.T) {
 }
 
 func TestRestartContinuesAtTheCommittedOffset(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, events("s", 1, 30)...)
 		first := &fakeHandler{work: func(ctx context.Context, _ *Gate, rec *schema.Record, _ *schema.Packed) error {
 			if rec.Offset >= 20 {
@@ -146,7 +151,8 @@ func TestStartsWhereItIsTold(t *testing.T) {
 		want  int
 	}{"first": {false, 15}, "last": {true, 5}} {
 		t.Run(name, func(t *testing.T) {
-			inWorld(t, 1, func(t *testing.T, w *world) {
+			inWorld(t, 1, func(w *world) {
+				t := w.t
 				w.produce(0, events("s", 1, 10)...)
 				h := new(fakeHandler)
 				r := w.start("a", h, func(c *Config) { c.StartAtEnd = test.atEnd })
@@ -167,7 +173,8 @@ func TestStartsWhereItIsTold(t *testing.T) {
 // A standby that joins and leaves ends the holder's generations. The holder
 // goes on with what it is doing and keeps all partitions.
 func TestStandbyDoesNotDisturbTheHolder(t *testing.T) {
-	inWorld(t, 4, func(t *testing.T, w *world) {
+	inWorld(t, 4, func(w *world) {
+		t := w.t
 		release := make(chan struct{})
 		var cut atomic.Int32 // handlers whose context ended
 		h := &fakeHandler{work: func(ctx context.Context, g *Gate, rec *schema.Record, p *schema.Packed) error {
@@ -265,7 +272,8 @@ func watchGate(t *testing.T, g *Gate) (closed func() []time.Duration) {
 // When the holder is killed, the standby takes over from the committed offset,
 // after the handover, and no commit of the dead one is accepted any more.
 func TestStandbyTakesOverFromAKilledHolder(t *testing.T) {
-	inWorld(t, 2, func(t *testing.T, w *world) {
+	inWorld(t, 2, func(w *world) {
+		t := w.t
 		for p := range 2 {
 			w.produce(p, events("s", 100*p, 10)...)
 		}
@@ -318,11 +326,37 @@ func TestStandbyTakesOverFromAKilledHolder(t *testing.T) {
 	})
 }
 
+// A standby that joins during the handover must not cut it short.
+func TestHandoverOutlivesTheGeneration(t *testing.T) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
+		begun := time.Now()
+		a := w.start("a", new(fakeHandler), func(c *Config) { c.Handover = 20 * time.Second })
+		await(t, "the handover to begin", func() bool { return a.c.Status().Reason == "handover: the calls of the holder before may still count" })
+		for i := range 3 {
+			b := w.start(fmt.Sprintf("b%d", i), new(fakeHandler))
+			b.awaitRole(RoleStandby)
+			time.Sleep(3 * time.Second)
+			if err := b.stop(); err != nil {
+				t.Error(err)
+			}
+		}
+		if a.c.Status().Generation < 4 {
+			t.Fatal("no generation came in between")
+		}
+		a.awaitRole(RoleActive)
+		if took := time.Since(begun); took < 20*time.Second || took > 22*time.Second {
+			t.Errorf("the gate opened after %s, want 20s", took)
+		}
+	})
+}
+
 // A member that is cut off finds its partitions with another when it comes
 // back. Its handlers are told to give up, and what they finish all the same is
 // not committed by it.
 func TestZombieNeverCommits(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, events("s", 1, 10)...)
 		release := make(chan struct{})
 		causes := make(chan error, 10)
@@ -370,7 +404,8 @@ func TestZombieNeverCommits(t *testing.T) {
 // Records that wait in their lane when the partition is lost are not handled at
 // all.
 func TestWaitingRecordsOfALostPartitionAreDropped(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, event("s", 1), event("s", 1), event("s", 1))
 		release := make(chan struct{})
 		h := &fakeHandler{work: func(context.Context, *Gate, *schema.Record, *schema.Packed) error {
@@ -403,7 +438,8 @@ func TestWaitingRecordsOfALostPartitionAreDropped(t *testing.T) {
 func TestFencedCommitEndsTheGeneration(t *testing.T) {
 	for _, refusal := range []*kerr.Error{kerr.IllegalGeneration, kerr.UnknownMemberID} {
 		t.Run(refusal.Message, func(t *testing.T) {
-			inWorld(t, 1, func(t *testing.T, w *world) {
+			inWorld(t, 1, func(w *world) {
+				t := w.t
 				h := new(fakeHandler)
 				r := w.start("a", h, func(c *Config) { c.SessionTimeout = 60 * time.Second })
 				r.awaitRole(RoleActive)
@@ -428,7 +464,8 @@ func TestFencedCommitEndsTheGeneration(t *testing.T) {
 // still run begins at the committed offset; the old handlers commit nothing, and
 // the new ones of the same orders wait for them.
 func TestPartitionComesBackWhileOldHandlersRun(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, events("s", 1, 10)...)
 		release := make(chan struct{})
 		var first atomic.Int32
@@ -498,7 +535,8 @@ func passGenerations(t *testing.T, w *world, n int) {
 // If somebody else has committed for a partition, what this member knows of it
 // is no longer true, even if the generations say otherwise.
 func TestForeignCommitEndsATenure(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, events("s", 1, 10)...)
 		release := make(chan struct{})
 		h := &fakeHandler{work: func(ctx context.Context, g *Gate, rec *schema.Record, p *schema.Packed) error {
@@ -534,70 +572,71 @@ func TestForeignCommitEndsATenure(t *testing.T) {
 // Faults of the coordinator interrupt the gate and nothing else: the same
 // member goes on with what is in flight.
 func TestHolderSurvivesFaults(t *testing.T) {
-	faults := map[string]func(t *testing.T, w *world, r *replica){
-		"connections cut": func(_ *testing.T, _ *world, r *replica) { r.net.cut(false) },
-		"coordinator moved": func(t *testing.T, w *world, _ *replica) {
+	faults := map[string]func(w *world, r *replica){
+		"connections cut": func(_ *world, r *replica) { r.net.cut(false) },
+		"coordinator moved": func(w *world, _ *replica) {
 			old := w.cluster.CoordinatorFor(testGroup)
-			await(t, "the coordinator to move", func() bool {
+			await(w.t, "the coordinator to move", func() bool {
 				w.cluster.RehashCoordinators()
 				return w.cluster.CoordinatorFor(testGroup) != old
 			})
 		},
-		"leader moved": func(t *testing.T, w *world, _ *replica) {
+		"leader moved": func(w *world, _ *replica) {
 			leader := w.cluster.LeaderFor(testTopic, 0)
 			if err := w.cluster.MoveTopicPartition(testTopic, 0, (leader+1)%3); err != nil {
-				t.Fatal(err)
+				w.t.Fatal(err)
 			}
 		},
-		"all leaders shuffled": func(_ *testing.T, w *world, _ *replica) { w.cluster.ShufflePartitionLeaders() },
-		"heartbeat: rebalance in progress": func(_ *testing.T, w *world, _ *replica) {
+		"all leaders shuffled": func(w *world, _ *replica) { w.cluster.ShufflePartitionLeaders() },
+		"heartbeat: rebalance in progress": func(w *world, _ *replica) {
 			w.fault(kfakeFault(kmsg.Heartbeat, kerr.RebalanceInProgress, 1))
 		},
-		"heartbeat: not coordinator": func(_ *testing.T, w *world, _ *replica) {
+		"heartbeat: not coordinator": func(w *world, _ *replica) {
 			w.fault(kfakeFault(kmsg.Heartbeat, kerr.NotCoordinator, 3))
 		},
-		"heartbeat: unknown member": func(_ *testing.T, w *world, _ *replica) {
+		"heartbeat: unknown member": func(w *world, _ *replica) {
 			w.fault(kfakeFault(kmsg.Heartbeat, kerr.UnknownMemberID, 1))
 		},
-		"fetch: not leader": func(_ *testing.T, w *world, _ *replica) {
+		"fetch: not leader": func(w *world, _ *replica) {
 			w.fault(kfakeFault(kmsg.Fetch, kerr.NotLeaderForPartition, 20))
 		},
-		"fetch: offset out of range from a replica that lags": func(_ *testing.T, w *world, _ *replica) {
+		"fetch: offset out of range from a replica that lags": func(w *world, _ *replica) {
 			w.fault(kfakeFault(kmsg.Fetch, kerr.OffsetOutOfRange, 5))
 		},
-		"fetch: server error": func(_ *testing.T, w *world, _ *replica) {
+		"fetch: server error": func(w *world, _ *replica) {
 			w.fault(kfakeFault(kmsg.Fetch, kerr.UnknownServerError, 5))
 		},
-		"offset fetch: coordinator loads": func(_ *testing.T, w *world, r *replica) {
+		"offset fetch: coordinator loads": func(w *world, r *replica) {
 			w.fault(kfakeFault(kmsg.OffsetFetch, kerr.CoordinatorLoadInProgress, 6))
 			r.net.cut(false)
 		},
-		"commit: rebalance in progress": func(_ *testing.T, w *world, _ *replica) {
+		"commit: rebalance in progress": func(w *world, _ *replica) {
 			w.fault(kfakeFault(kmsg.OffsetCommit, kerr.RebalanceInProgress, 3))
 		},
-		"commit: coordinator not available": func(_ *testing.T, w *world, _ *replica) {
+		"commit: coordinator not available": func(w *world, _ *replica) {
 			w.fault(kfakeFault(kmsg.OffsetCommit, kerr.CoordinatorNotAvailable, 3))
 		},
-		"commit: applied, but answered as timed out": func(_ *testing.T, w *world, _ *replica) {
+		"commit: applied, but answered as timed out": func(w *world, _ *replica) {
 			w.fault(kfakeFault(kmsg.OffsetCommit, kerr.RequestTimedOut, 3))
 		},
-		"commit: illegal generation": func(_ *testing.T, w *world, _ *replica) {
+		"commit: illegal generation": func(w *world, _ *replica) {
 			w.fault(kfakeFault(kmsg.OffsetCommit, kerr.IllegalGeneration, 1))
 		},
-		"commit: unknown member": func(_ *testing.T, w *world, _ *replica) {
+		"commit: unknown member": func(w *world, _ *replica) {
 			w.fault(kfakeFault(kmsg.OffsetCommit, kerr.UnknownMemberID, 1))
 		},
-		"a broker goes": func(t *testing.T, w *world, r *replica) {
+		"a broker goes": func(w *world, r *replica) {
 			node := w.cluster.LeaderFor(testTopic, 0)
 			if err := w.cluster.RemoveNode(node); err != nil {
-				t.Fatal(err)
+				w.t.Fatal(err)
 			}
 			r.net.cut(false)
 		},
 	}
 	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
-			inWorld(t, 2, func(t *testing.T, w *world) {
+			inWorld(t, 2, func(w *world) {
+				t := w.t
 				for p := range 2 {
 					w.produce(p, events("s", 100*p, 10)...)
 				}
@@ -618,7 +657,7 @@ func TestHolderSurvivesFaults(t *testing.T) {
 				for p := range 2 {
 					w.awaitCommit(p, 5)
 				}
-				fault(t, w, r)
+				fault(w, r)
 				for p := range 2 {
 					w.produce(p, events("s", 1000+100*p, 10)...)
 				}
@@ -650,7 +689,8 @@ func TestHolderSurvivesFaults(t *testing.T) {
 }
 
 func TestCommitOfUnknownOutcomeIsSentAgain(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, events("s", 1, 5)...)
 		fault := w.cluster.Fault(kfakeFaultWhen(kmsg.OffsetCommit, kerr.RequestTimedOut, 1, func(r kmsg.Request) bool {
 			req, ok := r.(*kmsg.OffsetCommitRequest)
@@ -685,7 +725,8 @@ func TestCommitOfUnknownOutcomeIsSentAgain(t *testing.T) {
 
 // An answer that does not come must not be mistaken for "no committed offset".
 func TestOffsetFetchFaultsNeverStartAnew(t *testing.T) {
-	inWorld(t, 2, func(t *testing.T, w *world) {
+	inWorld(t, 2, func(w *world) {
+		t := w.t
 		for p := range 2 {
 			w.produce(p, events("s", 100*p, 10)...)
 		}
@@ -712,7 +753,8 @@ func TestOffsetFetchFaultsNeverStartAnew(t *testing.T) {
 }
 
 func TestMissingTopicThenCreated(t *testing.T) {
-	inWorld(t, 0, func(t *testing.T, w *world) {
+	inWorld(t, 0, func(w *world) {
+		t := w.t
 		h := new(fakeHandler)
 		r := w.start("a", h)
 		joins := w.cluster.Fault(kfakeObserve(kmsg.JoinGroup))
@@ -739,7 +781,8 @@ func TestMissingTopicThenCreated(t *testing.T) {
 }
 
 func TestTopicThatIsDeletedAndMadeAnew(t *testing.T) {
-	inWorld(t, 2, func(t *testing.T, w *world) {
+	inWorld(t, 2, func(w *world) {
+		t := w.t
 		w.produce(0, events("s", 1, 8)...)
 		h := new(fakeHandler)
 		r := w.start("a", h)
@@ -771,7 +814,8 @@ func TestTopicThatIsDeletedAndMadeAnew(t *testing.T) {
 }
 
 func TestPartitionsAreAdded(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		release := make(chan struct{})
 		h := &fakeHandler{work: func(ctx context.Context, g *Gate, rec *schema.Record, p *schema.Packed) error {
 			if rec.Partition == 0 {
@@ -804,12 +848,13 @@ func TestPartitionsAreAdded(t *testing.T) {
 }
 
 func TestBrokersUnreachableAtStart(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, event("s", 1))
 		h := new(fakeHandler)
 		network := newCutNet(w.vn.DialContext)
 		network.down = true
-		r := startReplica(t, "a", h, network, w.brokers(), w.transport(network.DialContext))
+		r := startReplica(t, "a", h, network, w.brokers(), transportOver(network.DialContext, testTopic))
 		time.Sleep(2 * time.Minute)
 		ok, why := r.c.Ready()
 		if ok || why == "" {
@@ -828,7 +873,8 @@ func TestBrokersUnreachableAtStart(t *testing.T) {
 }
 
 func TestBrokersGoneForALongTime(t *testing.T) {
-	inWorld(t, 2, func(t *testing.T, w *world) {
+	inWorld(t, 2, func(w *world) {
+		t := w.t
 		w.produce(0, events("s", 1, 5)...)
 		h := new(fakeHandler)
 		r := w.start("a", h)
@@ -855,7 +901,8 @@ func TestBrokersGoneForALongTime(t *testing.T) {
 // What is under way when the process is told to stop is finished and
 // committed; what only waits is given up; the gate closes at once.
 func TestStop(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, events("s", 1, 10)...)
 		var mu sync.Mutex
 		var causes []error
@@ -904,7 +951,8 @@ func TestStop(t *testing.T) {
 
 // A rebalance in the middle of the drain must not cost what the drain settles.
 func TestRebalanceDuringTheStop(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, events("s", 1, 10)...)
 		h := &fakeHandler{work: func(context.Context, *Gate, *schema.Record, *schema.Packed) error {
 			time.Sleep(12 * time.Second)
@@ -931,7 +979,8 @@ func TestRebalanceDuringTheStop(t *testing.T) {
 }
 
 func TestStopIsBounded(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, events("s", 1, 3)...)
 		release := make(chan struct{})
 		h := &fakeHandler{work: func(context.Context, *Gate, *schema.Record, *schema.Packed) error {
@@ -952,7 +1001,8 @@ func TestStopIsBounded(t *testing.T) {
 }
 
 func TestStopDoesNotWaitForAHungBroker(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, events("s", 1, 3)...)
 		h := &fakeHandler{work: func(ctx context.Context, _ *Gate, _ *schema.Record, _ *schema.Packed) error {
 			<-ctx.Done()
@@ -980,7 +1030,8 @@ func TestStopDoesNotWaitForAHungBroker(t *testing.T) {
 
 // A dial that never returns keeps the group's own goroutine, but not Run.
 func TestStopDoesNotWaitForAHungDial(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		release := make(chan struct{})
 		defer close(release)
 		var hang atomic.Bool
@@ -1009,7 +1060,8 @@ func TestStopDoesNotWaitForAHungDial(t *testing.T) {
 }
 
 func TestStopBeforeItEverJoined(t *testing.T) {
-	inWorld(t, 0, func(t *testing.T, w *world) {
+	inWorld(t, 0, func(w *world) {
+		t := w.t
 		r := w.start("a", new(fakeHandler))
 		time.Sleep(3 * time.Second)
 		began := time.Now()
@@ -1024,7 +1076,8 @@ func TestStopBeforeItEverJoined(t *testing.T) {
 
 // The gate opens only after the ledger has caught up, however often that takes.
 func TestGateWaitsForTheLedger(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, event("s", 1))
 		var tries atomic.Int32
 		var failing atomic.Bool
@@ -1059,7 +1112,8 @@ func TestGateWaitsForTheLedger(t *testing.T) {
 // Joins and leaves of standbys every two seconds leave the holder enough time
 // to get on, and nothing is handled twice.
 func TestRebalanceStorm(t *testing.T) {
-	inWorld(t, 3, func(t *testing.T, w *world) {
+	inWorld(t, 3, func(w *world) {
+		t := w.t
 		h := &fakeHandler{work: func(ctx context.Context, g *Gate, _ *schema.Record, _ *schema.Packed) error {
 			if err := g.Wait(ctx); err != nil {
 				return err

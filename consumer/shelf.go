@@ -33,14 +33,14 @@ type shelf struct {
 	size   int                          // records on the shelf
 	open   int                          // shops whose records may come back
 	shops  map[string]*shop             // those with records on the shelf
-	byID   map[uint32]*shop             // the same
-	lastID uint32                       // ids begin with 1 and are not used twice
+	byID   map[place]*shop              // the same
+	lastID place                        // ids begin with 1 and are not used twice
 	waits  map[<-chan struct{}]struct{} // the channels that are waited for
 }
 
 // shop is a shop with records on the shelf.
 type shop struct {
-	id    uint32
+	id    place
 	name  string
 	count int
 	first int64 // none of its shelved records has a lower offset
@@ -51,7 +51,7 @@ type shop struct {
 
 func newShelf() *shelf {
 	return &shelf{
-		shops: make(map[string]*shop), byID: make(map[uint32]*shop),
+		shops: make(map[string]*shop), byID: make(map[place]*shop),
 		waits: make(map[<-chan struct{}]struct{}),
 	}
 }
@@ -112,7 +112,7 @@ func (s *shelf) reopen(reopened <-chan struct{}) {
 func (t *tenure) put(it *item, reopened <-chan struct{}) {
 	offset := it.rec.Offset
 	sh := t.shelf.shopOf(it.packed, offset)
-	t.marks.find(offset).shop = sh.id
+	t.marks.find(offset).place = sh.id
 	sh.count++
 	sh.first = min(sh.first, offset)
 	t.shelf.size++
@@ -231,7 +231,7 @@ func (t *tenure) wanted() []int64 {
 	}
 	var wanted []int64
 	for _, s := range t.marks.from(from) {
-		if sh := t.shelf.byID[s.shop]; sh != nil && sh.reopened == nil && !s.done {
+		if sh := t.shelf.byID[s.place]; sh != nil && sh.reopened == nil {
 			if wanted = append(wanted, s.offset); len(wanted) == recallBatch {
 				break
 			}
@@ -291,12 +291,12 @@ func (t *tenure) giveUp(wanted []int64, below int64) []int64 {
 		wanted = wanted[1:]
 		t.mu.Lock()
 		s := t.marks.find(offset)
-		if s == nil || s.shop == 0 {
+		if s == nil || !s.place.shelved() {
 			t.mu.Unlock()
 			continue // it has come back another way
 		}
-		t.shelf.remove(t.shelf.byID[s.shop])
-		s.shop = 0
+		t.shelf.remove(t.shelf.byID[s.place])
+		s.place = inMemory
 		t.marks.finish(offset)
 		t.mu.Unlock()
 		t.reportHole(offset, offset+1, "a record of a blocked shop has left the log before the shop reopened")
@@ -327,10 +327,10 @@ func (t *tenure) comeBack(rec *schema.Record) error {
 func (t *tenure) readmit(it *item) bool {
 	offset := it.rec.Offset
 	s := t.marks.find(offset)
-	if s == nil || s.shop == 0 {
+	if s == nil || !s.place.shelved() {
 		return true
 	}
-	sh := t.shelf.byID[s.shop]
+	sh := t.shelf.byID[s.place]
 	if sh.reopened != nil {
 		return true
 	}
@@ -338,14 +338,14 @@ func (t *tenure) readmit(it *item) bool {
 		if earlier.offset >= offset {
 			break
 		}
-		if earlier.shop == sh.id {
+		if earlier.place == sh.id {
 			return true
 		}
 	}
 	if !t.hasRoomForRecalled(it.size) {
 		return false
 	}
-	s.shop = 0
+	s.place = inMemory
 	sh.first = offset + 1
 	t.shelf.remove(sh)
 	t.load(it)

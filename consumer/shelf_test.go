@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"packship/schema"
 )
@@ -60,8 +61,13 @@ func (h *blockingHandler) isBlocked(shop string) bool {
 // when the shop reopens, its orders are handled in their order, and so are those
 // that came meanwhile.
 func TestShelfLetsOthersPass(t *testing.T) {
-	const parked, others, window = 100_000, 500, 100
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	const others, window = 500, 100
+	parked := 100_000
+	if testing.Short() {
+		parked = 5_000
+	}
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, events("parked", 1, parked)...)
 		w.produce(0, events("other", 1, others)...)
 		h := new(blockingHandler)
@@ -82,7 +88,7 @@ func TestShelfLetsOthersPass(t *testing.T) {
 		}
 		tn := tenureOf(t, r, 0)
 		tn.mu.Lock()
-		perRecord := cap(tn.marks.slots) * 24 / parked
+		perRecord := cap(tn.marks.slots) * int(unsafe.Sizeof(slot{})) / parked
 		tn.mu.Unlock()
 		if perRecord > 32 {
 			t.Errorf("%d bytes are kept for each record", perRecord)
@@ -92,10 +98,10 @@ func TestShelfLetsOthersPass(t *testing.T) {
 		w.produce(0, event("parked", 1), event("other", 9999))
 		h.awaitSettled(t, others+1)
 		h.unblock("parked")
-		w.awaitCommit(0, parked+others+2)
+		w.awaitCommit(0, int64(parked+others+2))
 		h.inOrder(t)
 		h.mu.Lock()
-		if got := h.perOrder["parked/1"]; len(got) != 2 || got[1] != parked+others {
+		if got := h.perOrder["parked/1"]; len(got) != 2 || got[1] != int64(parked+others) {
 			t.Errorf("the first order was handled as %v", got)
 		}
 		h.mu.Unlock()
@@ -124,7 +130,8 @@ func heap() int64 {
 // wait. They are sent to the shelf when the window is needed.
 func TestShelfTakesOrdersThatWaitAlready(t *testing.T) {
 	const window = 20
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, events("parked", 1, window)...)
 		w.produce(0, events("parked", 1, 5)...) // later events of the first orders
 		w.produce(0, events("other", 1, 50)...)
@@ -172,7 +179,8 @@ func (h *onceBlocked) Blocked(*schema.Packed) (<-chan struct{}, bool) {
 // A shop may reopen right after one of its orders went to the shelf. The later
 // records of that order, which wait in its lane, must not overtake it.
 func TestShelfTakesTheWholeLane(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, event("s", 1), event("s", 1), event("s", 1), event("s", 1))
 		release := make(chan struct{})
 		h := &onceBlocked{reopened: make(chan struct{})}
@@ -208,19 +216,21 @@ func TestShelfAtRandom(t *testing.T) {
 		rounds = 5
 	}
 	for round := range rounds {
-		rng := rand.New(rand.NewPCG(seed, uint64(round)))
-		var mu sync.Mutex
-		chance := func(n int) bool {
+		rng := rand.New(rand.NewPCG(seed, uint64(round)))   // of the records
+		chaos := rand.New(rand.NewPCG(uint64(round), seed)) // of handlers and blocks
+		var mu sync.Mutex                                   // guards chaos
+		roll := func(n int) int {
 			mu.Lock()
 			defer mu.Unlock()
-			return rng.IntN(n) == 0
+			return chaos.IntN(n)
 		}
-		inWorld(t, 2, func(t *testing.T, w *world) {
+		inWorld(t, 2, func(w *world) {
+			t := w.t
 			const records = 600
 			window := 4 + rng.IntN(60)
 			h := new(blockingHandler)
 			h.work = func(ctx context.Context, _ *Gate, _ *schema.Record, p *schema.Packed) error {
-				for h.isBlocked(p.ShopID) || chance(3) {
+				for h.isBlocked(p.ShopID) || roll(3) == 0 {
 					if !sleep(ctx, 50*time.Millisecond) {
 						return context.Cause(ctx)
 					}
@@ -233,15 +243,13 @@ func TestShelfAtRandom(t *testing.T) {
 			over := false
 			wg.Go(func() {
 				for sleep(ctx, 100*time.Millisecond) {
-					mu.Lock()
-					shop, block, cut := fmt.Sprintf("shop%d", rng.IntN(4)), rng.IntN(3) > 0, rng.IntN(200) == 0
-					mu.Unlock()
-					if block {
+					shop := fmt.Sprintf("shop%d", roll(4))
+					if roll(3) > 0 {
 						h.block(shop)
 					} else {
 						h.unblock(shop)
 					}
-					if cut {
+					if roll(200) == 0 {
 						r.net.cut(false) // a new generation, a continuation
 					}
 					for p := range 2 {
@@ -292,7 +300,8 @@ func TestShelfAtRandom(t *testing.T) {
 
 func TestShelfIsBounded(t *testing.T) {
 	const limit = 50
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, events("parked", 1, 200)...)
 		w.produce(0, event("other", 1))
 		h := new(blockingHandler)
@@ -312,7 +321,8 @@ func TestShelfIsBounded(t *testing.T) {
 // What is on the shelf may leave the log before its shop reopens. That is a
 // loss, and said so.
 func TestShelvedRecordsThatLeaveTheLog(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		for i := range 20 {
 			w.produce(0, event("parked", 1+i))
 		}
@@ -339,7 +349,8 @@ func TestShelvedRecordsThatLeaveTheLog(t *testing.T) {
 }
 
 func TestStopWithRecordsOnTheShelf(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, event("other", 1))
 		w.produce(0, events("parked", 1, 20)...)
 		w.produce(0, events("other", 2, 10)...)
@@ -364,7 +375,8 @@ func TestStopWithRecordsOnTheShelf(t *testing.T) {
 
 // The faults of the brokers must not lose or swap what comes back.
 func TestShelfComesBackThroughLeaderMoves(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		const parked = 3000
 		w.produce(0, events("parked", 1, parked)...)
 		h := new(blockingHandler)

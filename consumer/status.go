@@ -2,7 +2,6 @@ package consumer
 
 import (
 	"context"
-	"log/slog"
 	"maps"
 	"slices"
 	"sync"
@@ -174,15 +173,15 @@ func (c *Consumer) setAway(reason string, err error) {
 		reason, kind = reason+": "+err.Error(), reason+": "+errorKind(err)
 	}
 	c.mu.Lock()
-	news := kind != c.awayKind
-	c.awayKind, c.reason = kind, reason
+	news := isNews(&c.awayKinds, kind)
+	c.reason = reason
 	c.mu.Unlock()
-	level := slog.LevelInfo
-	if err != nil {
-		level = slog.LevelWarn
-	}
-	if news {
-		c.log.Log(context.Background(), level, "not in the group", "reason", reason)
+	switch {
+	case !news:
+	case err == nil:
+		c.log.Info("not in the group", "reason", reason)
+	default:
+		c.log.Warn("not in the group", "reason", reason)
 	}
 }
 

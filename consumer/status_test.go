@@ -53,7 +53,8 @@ func TestPartitionStatus(t *testing.T) {
 // A standby shows the holder's progress, so that the lag is known whichever
 // replica is asked.
 func TestStandbyKnowsTheLag(t *testing.T) {
-	inWorld(t, 3, func(t *testing.T, w *world) {
+	inWorld(t, 3, func(w *world) {
+		t := w.t
 		release := make(chan struct{})
 		h := &fakeHandler{work: until(release)}
 		a := w.start("a", h)
@@ -94,7 +95,8 @@ func TestStandbyKnowsTheLag(t *testing.T) {
 
 // Readiness does not flap with a rejoin, and says why it is lost.
 func TestReadyThroughARejoin(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		r := w.start("a", new(fakeHandler))
 		if ok, why := r.c.Ready(); ok || why == "" {
 			t.Errorf("before it joined: ready is %v, %q", ok, why)

@@ -43,7 +43,7 @@ type tenure struct {
 
 	// ctx ends with the tenure, for one of the causes above. It is here
 	// because it belongs to no single call: it is the tenure.
-	ctx    context.Context //nolint:containedctx // see above
+	ctx    context.Context
 	cancel context.CancelCauseFunc
 
 	roomToFetch  signal // a record has left the window

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -38,7 +39,8 @@ func (t *tenure) inMemory() (records, bytes int) {
 
 func TestWindowBoundsTheRecordsInMemory(t *testing.T) {
 	const window = 25
-	inWorld(t, 2, func(t *testing.T, w *world) {
+	inWorld(t, 2, func(w *world) {
+		t := w.t
 		for p := range 2 {
 			w.produce(p, events("s", 10_000*p, 500)...)
 		}
@@ -70,7 +72,8 @@ func TestWindowBoundsTheRecordsInMemory(t *testing.T) {
 
 func TestWindowBoundsTheBytesInMemory(t *testing.T) {
 	const window = 64 << 10
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		padded := func(tid, size int) string {
 			return strings.Replace(event("s", tid), "{", `{"note":"`+strings.Repeat("x", size)+`",`, 1)
 		}
@@ -104,7 +107,8 @@ func TestWindowBoundsTheBytesInMemory(t *testing.T) {
 // A handler must not give up before its context ends. If it does, its record is
 // handled again and not passed.
 func TestHandlerThatGivesUpEarlyIsCalledAgain(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, events("s", 1, 3)...)
 		var tries atomic.Int32
 		h := &fakeHandler{work: func(_ context.Context, _ *Gate, rec *schema.Record, _ *schema.Packed) error {
@@ -138,7 +142,8 @@ func commitAs(t *testing.T, w *world, partition int, offset int64) {
 }
 
 func TestRetentionHasPassedTheCommittedOffset(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		for i := range 30 {
 			w.produce(0, event("s", 1+i)) // a batch each, so that any can be removed
 		}
@@ -162,7 +167,8 @@ func TestRetentionHasPassedTheCommittedOffset(t *testing.T) {
 }
 
 func TestRetentionPassesTheReader(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		for i := range 60 {
 			w.produce(0, event("s", 1+i))
 		}
@@ -193,7 +199,8 @@ func TestRetentionPassesTheReader(t *testing.T) {
 // The committed offset is beyond the end: the log was truncated, or the topic
 // was made anew under a group that was not running. What is there is read.
 func TestCommittedOffsetBeyondTheEnd(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, events("s", 1, 10)...)
 		commitAs(t, w, 0, 40)
 		h := new(fakeHandler)
@@ -222,7 +229,8 @@ func TestCommittedOffsetBeyondTheEnd(t *testing.T) {
 
 // Transactions leave markers in the log that are no records.
 func TestTransactionMarkersArePassed(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		cl, err := kgo.NewClient(
 			kgo.SeedBrokers(w.brokers()...), kgo.Dialer(w.vn.DialContext), kgo.TransactionalID("t"),
 			kgo.DefaultProduceTopic(testTopic), kgo.RecordPartitioner(kgo.ManualPartitioner()),
@@ -262,7 +270,8 @@ func TestTransactionMarkersArePassed(t *testing.T) {
 
 // A compacted log has gaps of any size.
 func TestCompactedLogIsRead(t *testing.T) {
-	inWorld(t, 0, func(t *testing.T, w *world) {
+	inWorld(t, 0, func(w *world) {
+		t := w.t
 		if err := w.cluster.CreateTopic(testTopic, 1, map[string]string{"cleanup.policy": "compact"}); err != nil {
 			t.Fatal(err)
 		}
@@ -297,14 +306,16 @@ func TestCompactedLogIsRead(t *testing.T) {
 // A record whose tail was compacted away is answered with its batch and no
 // usable record, for ever. The reader steps over it.
 func TestStepsOverABatchWithoutUsableRecords(t *testing.T) {
-	inWorld(t, 1, func(t *testing.T, w *world) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
 		w.produce(0, events("s", 1, 10)...)  // one batch: 0 to 9
 		w.produce(0, events("s", 100, 5)...) // 10 to 14
 		// Answer fetches from 8 and 9 with the first batch cut down to its
 		// first 8 records, as after a compaction.
 		w.cluster.ControlKey(int16(kmsg.Fetch), func(r kmsg.Request) (kmsg.Response, error, bool) {
 			w.cluster.KeepControl()
-			return shortenedBatch(t, r, 8, 9)
+			res := shortenedBatch(r, 8, 9)
+			return res, nil, res != nil
 		})
 		commitAs(t, w, 0, 8)
 		h := new(fakeHandler)
@@ -317,29 +328,26 @@ func TestStepsOverABatchWithoutUsableRecords(t *testing.T) {
 }
 
 // shortenedBatch answers a fetch from one of the offsets with a batch of the
-// records 0 to 7 whose header still says that it goes up to offset 9.
-func shortenedBatch(t *testing.T, r kmsg.Request, offsets ...int64) (kmsg.Response, error, bool) {
+// records 0 to 7 whose header still says that it goes up to offset 9. It returns
+// nil for other requests.
+func shortenedBatch(r kmsg.Request, offsets ...int64) kmsg.Response {
 	req, ok := r.(*kmsg.FetchRequest)
 	if !ok || len(req.Topics) == 0 {
-		return nil, nil, false
+		return nil
 	}
 	p := req.Topics[0].Partitions[0]
-	for _, offset := range offsets {
-		if p.FetchOffset != offset {
-			continue
-		}
-		res, ok := req.ResponseKind().(*kmsg.FetchResponse)
-		if !ok {
-			t.Error("no fetch response")
-			return nil, nil, false
-		}
-		rp := kmsg.NewFetchResponseTopicPartition()
-		rp.Partition, rp.HighWatermark, rp.LastStableOffset = p.Partition, 15, 15
-		rp.RecordBatches = recordBatch(0, 9, events("s", 1, 8))
-		rt := kmsg.NewFetchResponseTopic()
-		rt.Topic, rt.Partitions = req.Topics[0].Topic, []kmsg.FetchResponseTopicPartition{rp}
-		res.Topics = []kmsg.FetchResponseTopic{rt}
-		return res, nil, true
+	if !slices.Contains(offsets, p.FetchOffset) {
+		return nil
 	}
-	return nil, nil, false
+	res, ok := req.ResponseKind().(*kmsg.FetchResponse)
+	if !ok {
+		return nil
+	}
+	rp := kmsg.NewFetchResponseTopicPartition()
+	rp.Partition, rp.HighWatermark, rp.LastStableOffset = p.Partition, 15, 15
+	rp.RecordBatches = recordBatch(0, 9, events("s", 1, 8))
+	rt := kmsg.NewFetchResponseTopic()
+	rt.Topic, rt.Partitions = req.Topics[0].Topic, []kmsg.FetchResponseTopicPartition{rp}
+	res.Topics = []kmsg.FetchResponseTopic{rt}
+	return res
 }

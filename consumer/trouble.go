@@ -12,31 +12,44 @@ import (
 	"github.com/segmentio/kafka-go"
 )
 
-// trouble keeps a log to one line per change: the first error of a kind is
-// logged, its repetitions are not, and neither is the end of a trouble that
-// never began. It is used by one goroutine.
+// trouble keeps a log to one line per change: an error is logged when the first
+// of its kind comes up in a time of trouble, and so is the end of that time. It
+// is used by one goroutine.
 type trouble struct {
-	log  *slog.Logger
-	what string // the constant message of its lines, as in "fetch"
-	kind string // of the last error, "" while all is well
-	try  int    // errors since all was well
+	log   *slog.Logger
+	what  string              // the request that its lines name, as in "fetch"
+	kinds map[string]struct{} // of the errors since all was well
+	try   int                 // errors since all was well
 }
 
 // note takes an error in.
 func (t *trouble) note(err error) {
 	t.try++
-	if k := errorKind(err); k != t.kind {
-		t.kind = k
-		t.log.Warn("kafka request failed, trying again", "request", t.what, "err", err)
+	if !isNews(&t.kinds, errorKind(err)) {
+		return
 	}
+	t.log.Warn("kafka request failed, trying again", "request", t.what, "err", err)
 }
 
 // over says that all is well.
 func (t *trouble) over() {
-	if t.kind != "" {
+	if t.try > 0 {
 		t.log.Info("kafka request succeeded again", "request", t.what, "tries", t.try)
 	}
-	t.kind, t.try = "", 0
+	t.kinds, t.try = nil, 0
+}
+
+// isNews adds a kind of error to those that have come up and reports whether it
+// is new.
+func isNews(kinds *map[string]struct{}, kind string) bool {
+	if _, ok := (*kinds)[kind]; ok {
+		return false
+	}
+	if *kinds == nil {
+		*kinds = make(map[string]struct{})
+	}
+	(*kinds)[kind] = struct{}{}
+	return true
 }
 
 // pause waits before the next try: 50 ms, 100 ms, 200 ms, … up to a second. A

@@ -43,21 +43,32 @@ import (
 //
 // A watermark is not safe for concurrent use.
 type watermark struct {
-	slots    []slot
-	head     int   // slots before it have been removed
-	finished int   // finished slots behind head
-	next     int64 // the offset behind the last record that was added or skipped
+	slots []slot
+	head  int   // slots before it have been removed
+	gaps  int   // finished slots behind head
+	next  int64 // the offset behind the last record that was added or skipped
 }
 
 // slot is the place of one record between its arrival and the moment when
 // everything before it is finished too. It is all that is kept of a record on
-// the shelf, so it is kept small.
+// the shelf, so it is kept small: 16 bytes.
 type slot struct {
 	offset int64
-	at     int32  // seconds since the epoch, the record's own time
-	shop   uint32 // whose shelf the record is on, 0 if none
-	done   bool
+	at     int32 // seconds since the epoch, the record's own time
+	place  place
 }
+
+// place says where the record of a slot is: in memory, finished, or on the shelf
+// under the shop with this id.
+type place uint32
+
+const (
+	inMemory place = 0
+	finished place = 1<<32 - 1
+)
+
+// shelved reports whether the record is on the shelf.
+func (p place) shelved() bool { return p != inMemory && p != finished }
 
 // squeezeAbove is the number of finished slots from which squeezing them out is
 // worth the copy.
@@ -96,14 +107,14 @@ func (w *watermark) find(offset int64) *slot {
 // finish says that a record is settled. Finishing it again does nothing.
 func (w *watermark) finish(offset int64) {
 	s := w.find(offset)
-	if s == nil || s.done {
+	if s == nil || s.place == finished {
 		return
 	}
-	s.done = true
-	w.finished++
-	for w.head < len(w.slots) && w.slots[w.head].done {
+	s.place = finished
+	w.gaps++
+	for w.head < len(w.slots) && w.slots[w.head].place == finished {
 		w.head++
-		w.finished--
+		w.gaps--
 	}
 	switch {
 	case w.head == len(w.slots):
@@ -111,20 +122,20 @@ func (w *watermark) finish(offset int64) {
 		if cap(w.slots) > 4*squeezeAbove {
 			w.slots = nil
 		}
-	case w.finished+w.head > squeezeAbove && 2*(w.finished+w.head) > len(w.slots):
+	case w.gaps+w.head > squeezeAbove && 2*(w.gaps+w.head) > len(w.slots):
 		w.squeeze()
 	}
 }
 
 // squeeze removes all finished slots.
 func (w *watermark) squeeze() {
-	live := slices.DeleteFunc(w.slots[w.head:], func(s slot) bool { return s.done })
+	live := slices.DeleteFunc(w.slots[w.head:], func(s slot) bool { return s.place == finished })
 	w.slots = append(make([]slot, 0, len(live)+len(live)/4+1), live...)
-	w.head, w.finished = 0, 0
+	w.head, w.gaps = 0, 0
 }
 
 // unfinished returns the number of records that are not settled.
-func (w *watermark) unfinished() int { return len(w.slots) - w.head - w.finished }
+func (w *watermark) unfinished() int { return len(w.slots) - w.head - w.gaps }
 
 // oldest returns the time of the first unfinished record, and whether there is
 // one.
@@ -145,5 +156,5 @@ func (w *watermark) from(offset int64) []slot {
 // epochSeconds squeezes a time into 32 bits: until 2038 exactly, then as late
 // as it can say. It is used for an age that people look at.
 func epochSeconds(t time.Time) int32 {
-	return int32(min(max(t.Unix(), 0), 1<<31-1)) //nolint:gosec // bounded by min and max
+	return int32(min(max(t.Unix(), 0), 1<<31-1))
 }
