@@ -143,7 +143,7 @@ func (a *Appender) Append(ctx context.Context, partition int, entries ...Entry) 
 	if err := ctx.Err(); err != nil {
 		return 0, a.gaveUp(ctx, partition, false)
 	}
-	a.push(partition, g)
+	a.push(partition, g) //nolint:contextcheck // a request outlives the caller that gave it the most recent record
 	select {
 	case <-g.done:
 		return g.base, nil
@@ -283,7 +283,6 @@ func (a *Appender) next(q *queue) (batch []*group, pause time.Duration) {
 	q.groups = rest
 	if len(batch) == 0 && len(rest) == 0 {
 		q.working = false
-		a.outage.Forget(q.partition)
 		if a.workers--; a.workers == 0 {
 			close(a.idle)
 		}

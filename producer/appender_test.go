@@ -172,33 +172,36 @@ func (l load) run(t *testing.T, b *brokertest.Broker, a *Appender, topic string)
 }
 
 func TestAppenderGroupsRecords(t *testing.T) {
-	brokertest.Each(t, func(t *testing.T, b *brokertest.Broker) {
-		topic := b.Topic(t, 2, nil)
-		client := b.Client(t, topic)
-		w := watch(client)
-		a, _ := newAppender(client, topic)
-		load{callers: 64, records: 20, partitions: 2}.run(t, b, a, topic)
-		if err := a.Wait(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if w.overlaps > 0 {
-			t.Errorf("%d requests overlapped another of their partition", w.overlaps)
-		}
-		if w.requests >= 64*20/2 {
-			t.Errorf("%d requests for %d records: they were not grouped", w.requests, 64*20)
-		}
-		t.Logf("%d requests, at most %d records in one", w.requests, w.records)
-	})
+	for name, cluster := range brokertest.All {
+		t.Run(name, func(t *testing.T) {
+			b := cluster(t)
+			topic := b.Topic(t, 2, nil)
+			client := b.Client(t, topic)
+			w := watch(client)
+			a, _ := newAppender(client, topic)
+			load{callers: 64, records: 20, partitions: 2}.run(t, b, a, topic)
+			if err := a.Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if w.overlaps > 0 {
+				t.Errorf("%d requests overlapped another of their partition", w.overlaps)
+			}
+			if w.requests >= 64*20/2 {
+				t.Errorf("%d requests for %d records: they were not grouped", w.requests, 64*20)
+			}
+			t.Logf("%d requests, at most %d records in one", w.requests, w.records)
+		})
+	}
 }
 
 // TestAppenderSurvives appends while the cluster misbehaves.
 func TestAppenderSurvives(t *testing.T) {
-	fault := func(err *kerr.Error, count int) func(*testing.T, *brokertest.Broker, string) {
-		return func(_ *testing.T, b *brokertest.Broker, topic string) {
+	fault := func(err *kerr.Error, count int) func(*brokertest.Broker, string) {
+		return func(b *brokertest.Broker, topic string) {
 			b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: topic, Err: err, Count: count})
 		}
 	}
-	for name, inject := range map[string]func(*testing.T, *brokertest.Broker, string){
+	for name, inject := range map[string]func(*brokertest.Broker, string){
 		"lost acknowledgements":       fault(kerr.RequestTimedOut, 10),
 		"too few replicas":            fault(kerr.NotEnoughReplicas, 6),
 		"too few replicas afterwards": fault(kerr.NotEnoughReplicasAfterAppend, 6),
@@ -207,22 +210,20 @@ func TestAppenderSurvives(t *testing.T) {
 		"unknown server errors":       fault(kerr.UnknownServerError, 6),
 		"storage errors":              fault(kerr.KafkaStorageError, 6),
 		"corrupt on the way":          fault(kerr.CorruptMessage, 6),
-		"leaders move": func(t *testing.T, b *brokertest.Broker, topic string) {
+		"leaders move": func(b *brokertest.Broker, topic string) {
 			for range 3 {
 				for p := range int32(2) {
-					if err := b.Fake.MoveTopicPartition(topic, p, rand.Int32N(3)); err != nil {
-						t.Error(err)
-					}
+					_ = b.Fake.MoveTopicPartition(topic, p, rand.Int32N(3))
 				}
 			}
 		},
-		"connections are cut": func(_ *testing.T, b *brokertest.Broker, _ string) {
+		"connections are cut": func(b *brokertest.Broker, _ string) {
 			for range 20 {
 				b.Cut()
 				time.Sleep(5 * time.Millisecond)
 			}
 		},
-		"a connection is cut instead of an answer": func(_ *testing.T, b *brokertest.Broker, _ string) {
+		"a connection is cut instead of an answer": func(b *brokertest.Broker, _ string) {
 			var left atomic.Int32
 			left.Store(5)
 			b.Fake.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
@@ -233,7 +234,7 @@ func TestAppenderSurvives(t *testing.T) {
 				return nil, errors.New("cut"), true
 			})
 		},
-		"the partitions have no leader for a while": func(_ *testing.T, b *brokertest.Broker, topic string) {
+		"the partitions have no leader for a while": func(b *brokertest.Broker, topic string) {
 			until := time.Now().Add(1500 * time.Millisecond)
 			b.Fake.ControlKey(int16(kmsg.Metadata), func(req kmsg.Request) (kmsg.Response, error, bool) {
 				if time.Now().After(until) {
@@ -255,7 +256,7 @@ func TestAppenderSurvives(t *testing.T) {
 				t.Fatal(err)
 			}
 			var wg sync.WaitGroup
-			wg.Go(func() { inject(t, b, topic) })
+			wg.Go(func() { inject(b, topic) })
 			load{callers: 16, records: 50, partitions: 2}.run(t, b, a, topic)
 			wg.Wait()
 			if w.overlaps > 0 {
@@ -272,7 +273,7 @@ func TestAppenderSurvives(t *testing.T) {
 // leaderless answers a metadata request: the topic's two partitions have no
 // leader.
 func leaderless(c *kfake.Cluster, req kmsg.Request, topic string) kmsg.Response {
-	resp := req.ResponseKind().(*kmsg.MetadataResponse)
+	resp := req.ResponseKind().(*kmsg.MetadataResponse) //nolint:errcheck // it is one
 	for i, addr := range c.ListenAddrs() {
 		host, port, _ := net.SplitHostPort(addr)
 		n, _ := strconv.Atoi(port)
@@ -293,49 +294,52 @@ func leaderless(c *kfake.Cluster, req kmsg.Request, topic string) kmsg.Response 
 
 func TestAppenderSplitsWhatIsTooLarge(t *testing.T) {
 	const limit = 20_000
-	brokertest.Each(t, func(t *testing.T, b *brokertest.Broker) {
-		topic := b.Topic(t, 1, map[string]string{"max.message.bytes": strconv.Itoa(limit)})
-		a, lines := newAppender(b.Client(t, topic), topic)
-		noise := func(n int) Entry {
-			data := make([]byte, n)
-			for i := range data {
-				data[i] = byte(rand.IntN(256))
+	for name, cluster := range brokertest.All {
+		t.Run(name, func(t *testing.T) {
+			b := cluster(t)
+			topic := b.Topic(t, 1, map[string]string{"max.message.bytes": strconv.Itoa(limit)})
+			a, lines := newAppender(b.Client(t, topic), topic)
+			noise := func(n int) Entry {
+				data := make([]byte, n)
+				for i := range data {
+					data[i] = byte(rand.IntN(256))
+				}
+				return Entry{Value: data}
 			}
-			return Entry{Value: data}
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		var wg, good sync.WaitGroup
-		wg.Go(func() {
-			if _, err := a.Append(ctx, 0, noise(2*limit)); !errors.Is(err, context.Canceled) {
-				t.Errorf("what cannot be appended: got %v", err)
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg, good sync.WaitGroup
+			wg.Go(func() {
+				if _, err := a.Append(ctx, 0, noise(2*limit)); !errors.Is(err, context.Canceled) {
+					t.Errorf("what cannot be appended: got %v", err)
+				}
+			})
+			for range 40 {
+				good.Go(func() {
+					if _, err := a.Append(ctx, 0, noise(limit/4)); err != nil {
+						t.Error(err)
+					}
+				})
 			}
-		})
-		for range 40 {
 			good.Go(func() {
-				if _, err := a.Append(ctx, 0, noise(limit/4)); err != nil {
+				if _, err := a.Append(ctx, 0, text(strings.Repeat("compressible ", limit))); err != nil {
 					t.Error(err)
 				}
 			})
-		}
-		good.Go(func() {
-			if _, err := a.Append(ctx, 0, text(strings.Repeat("compressible ", limit))); err != nil {
+			good.Wait() // in spite of the one that is refused
+			waitFor(t, func() bool { return len(lines.lines("ERROR")) > 0 })
+			cancel()
+			wg.Wait()
+			if got := len(b.Log(t, topic, 0)); got != 41 {
+				t.Errorf("got %d records, want 41", got)
+			}
+			if got := lines.lines("ERROR"); len(got) != 1 || !strings.Contains(got[0], "raise max.message.bytes") {
+				t.Errorf("got error lines %q, want one that says what to do", got)
+			}
+			if err := a.Wait(t.Context()); err != nil {
 				t.Error(err)
 			}
 		})
-		good.Wait() // in spite of the one that is refused
-		waitFor(t, func() bool { return len(lines.lines("ERROR")) > 0 })
-		cancel()
-		wg.Wait()
-		if got := len(b.Log(t, topic, 0)); got != 41 {
-			t.Errorf("got %d records, want 41", got)
-		}
-		if got := lines.lines("ERROR"); len(got) != 1 || !strings.Contains(got[0], "raise max.message.bytes") {
-			t.Errorf("got error lines %q, want one that says what to do", got)
-		}
-		if err := a.Wait(t.Context()); err != nil {
-			t.Error(err)
-		}
-	})
+	}
 }
 
 // waitFor waits until a condition holds.
@@ -429,6 +433,57 @@ func TestAppenderOutages(t *testing.T) {
 	}
 }
 
+// slow holds produce requests until they are let go.
+type slow struct {
+	kafka.RoundTripper
+	letGo chan struct{}
+}
+
+func (s *slow) RoundTrip(ctx context.Context, addr net.Addr, req kafka.Request) (kafka.Response, error) {
+	if _, ok := req.(*produce.Request); ok {
+		<-s.letGo
+	}
+	return s.RoundTripper.RoundTrip(ctx, addr, req)
+}
+
+// TestAppenderKeepsOrder gives records one after the other, without waiting for
+// their acknowledgement, while requests are under way and fail.
+func TestAppenderKeepsOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "results", 1, nil)
+		client := b.Client(t, "results")
+		s := &slow{client.Transport, make(chan struct{})}
+		client.Transport = s
+		a, _ := newAppender(client, "results")
+		b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas, Count: 3})
+		var wg sync.WaitGroup
+		const n = 50
+		for i := range n {
+			wg.Go(func() {
+				if _, err := a.Append(t.Context(), 0, text(strconv.Itoa(i))); err != nil {
+					t.Error(err)
+				}
+			})
+			synctest.Wait()
+			if i%10 == 5 {
+				s.letGo <- struct{}{}
+			}
+		}
+		close(s.letGo)
+		wg.Wait()
+		log := b.Log(t, "results", 0)
+		if len(log) != n {
+			t.Errorf("got %d records", len(log))
+		}
+		for i, rec := range log {
+			if string(rec.Value) != strconv.Itoa(i) {
+				t.Fatalf("record %d is %s", i, rec.Value)
+			}
+		}
+	})
+}
+
 func TestAppenderGivesUpWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.Virtual(t)
@@ -442,22 +497,22 @@ func TestAppenderGivesUpWithItsContext(t *testing.T) {
 			b.Fake.KeepControl()
 			return nil, nil, true
 		})
-		give := func(name string) (err error, after time.Duration) {
+		give := func(name string) (after time.Duration, err error) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			start := time.Now()
 			_, err = a.Append(ctx, 0, text(name))
-			return err, time.Since(start)
+			return time.Since(start), err
 		}
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if err, after := give("under way"); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrMaybeAppended) || after != time.Second {
+			if after, err := give("under way"); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrMaybeAppended) || after != time.Second {
 				t.Errorf("under way: got %v after %s", err, after)
 			}
 		})
 		synctest.Wait()
 		wg.Go(func() {
-			if err, after := give("behind it"); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrMaybeAppended) || after != time.Second {
+			if after, err := give("behind it"); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrMaybeAppended) || after != time.Second {
 				t.Errorf("behind it: got %v after %s", err, after)
 			}
 		})

@@ -20,6 +20,8 @@ import (
 // Config is what a Producer needs. A topic that is left empty cannot be written
 // to.
 type Config struct {
+	// Client's transport must know the metadata of the topics, and keep it
+	// fresh: after a move of a leader it goes on asking the old one for as long.
 	Client *kafka.Client
 
 	ShippedTopic    string
@@ -38,8 +40,8 @@ type Config struct {
 // orders again, packed events. It is safe for concurrent use.
 type Producer struct {
 	cfg       Config
-	appenders map[string]*Appender // by topic, fixed
-	metadata  *outage.Log
+	appenders map[string]*Appender   // by topic, fixed
+	lookups   map[string]*outage.Log // likewise
 	metrics   *metrics
 }
 
@@ -51,7 +53,7 @@ func New(cfg Config) (*Producer, error) {
 	p := &Producer{
 		cfg:       cfg,
 		appenders: make(map[string]*Appender),
-		metadata:  outage.New(cfg.Logger, "looking up partitions", remedy),
+		lookups:   make(map[string]*outage.Log),
 	}
 	var topics []string
 	for _, topic := range []string{cfg.ShippedTopic, cfg.FailedTopic, cfg.DeadLetterTopic, cfg.PackedTopic} {
@@ -67,6 +69,7 @@ func New(cfg Config) (*Producer, error) {
 			Logger: cfg.Logger,
 			Failed: p.metrics.failures.WithLabelValues(topic).Inc,
 		})
+		p.lookups[topic] = outage.New(cfg.Logger.With("topic", topic), "looking up partitions", remedy)
 	}
 	return p, nil
 }
@@ -144,7 +147,7 @@ func (p *Producer) partition(ctx context.Context, topic string, key []byte) (int
 		res, err := p.cfg.Client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
 		if err == nil && len(res.Topics) == 1 {
 			if t := res.Topics[0]; t.Error == nil && len(t.Partitions) > 0 {
-				p.metadata.Worked(0)
+				p.lookups[topic].Worked(0)
 				return partitionOf(key, len(t.Partitions)), nil
 			} else if err = t.Error; err == nil {
 				err = kafka.UnknownTopicOrPartition
@@ -153,7 +156,7 @@ func (p *Producer) partition(ctx context.Context, topic string, key []byte) (int
 		if ctx.Err() != nil {
 			return 0, fmt.Errorf("producer: look up the partitions of %s: %w", topic, context.Cause(ctx))
 		}
-		p.metadata.Failed(0, outage.Passing, fmt.Errorf("topic %s: %w", topic, err))
+		p.lookups[topic].Failed(0, outage.Passing, err)
 		select {
 		case <-time.After(backoff/2 + rand.N(backoff)):
 		case <-ctx.Done():

@@ -86,50 +86,53 @@ func headers(rec brokertest.Record) map[string]string {
 }
 
 func TestPublish(t *testing.T) {
-	brokertest.Each(t, func(t *testing.T, b *brokertest.Broker) {
-		names := newTopics(t, b)
-		reg := prometheus.NewPedanticRegistry()
-		p, _ := newProducer(t, b, names, reg)
-		const tid = "3941893279420000001"
-		const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-		for _, failed := range []bool{false, true} {
-			o := outcome(t, tid, failed)
-			pub := schema.Publication{TID: tid, Outcome: o, InReplyTo: "evt-1", TraceParent: trace, TraceState: "vendor=x"}
-			if err := p.Publish(t.Context(), pub); err != nil {
-				t.Fatal(err)
+	for name, cluster := range brokertest.All {
+		t.Run(name, func(t *testing.T) {
+			b := cluster(t)
+			names := newTopics(t, b)
+			reg := prometheus.NewPedanticRegistry()
+			p, _ := newProducer(t, b, names, reg)
+			const tid = "3941893279420000001"
+			const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+			for _, failed := range []bool{false, true} {
+				o := outcome(t, tid, failed)
+				pub := schema.Publication{TID: tid, Outcome: o, InReplyTo: "evt-1", TraceParent: trace, TraceState: "vendor=x"}
+				if err := p.Publish(t.Context(), pub); err != nil {
+					t.Fatal(err)
+				}
+				topic, eventType := names.shipped, schema.TypeShipped
+				if failed {
+					topic, eventType = names.failed, schema.TypeFailed
+				}
+				rec, partition := find(t, b, topic, 5)
+				if want := partitionOf([]byte(tid), 5); partition != want {
+					t.Errorf("got partition %d, want %d", partition, want)
+				}
+				if string(rec.Key) != tid || !bytes.Equal(rec.Value, o.Event) {
+					t.Errorf("got key %q, value %s", rec.Key, rec.Value)
+				}
+				got := headers(rec)
+				if span := got["traceparent"]; !strings.HasPrefix(span, trace[:36]) || span == trace {
+					t.Errorf("got traceparent %s, want another span of the trace of %s", span, trace)
+				}
+				delete(got, "traceparent")
+				want := map[string]string{
+					"ce_specversion": "1.0", "ce_id": o.ResultID, "ce_type": eventType, "ce_source": "packship/orders",
+					"ce_subject": tid, "ce_time": "2026-11-24T02:00:00.123Z", "content-type": "application/json",
+					"in_reply_to": "evt-1", "tracestate": "vendor=x",
+				}
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("headers (-want +got):\n%s", diff)
+				}
+				if got := testutil.ToFloat64(p.metrics.published.WithLabelValues(topic)); got != 1 {
+					t.Errorf("got %v published", got)
+				}
 			}
-			topic, eventType := names.shipped, schema.TypeShipped
-			if failed {
-				topic, eventType = names.failed, schema.TypeFailed
+			if n, err := testutil.GatherAndCount(reg, "packship_results_published_total", "packship_result_publish_failures_total"); err != nil || n != 8 {
+				t.Errorf("got %d series, %v, want those of all topics from the start", n, err)
 			}
-			rec, partition := find(t, b, topic, 5)
-			if want := partitionOf([]byte(tid), 5); partition != want {
-				t.Errorf("got partition %d, want %d", partition, want)
-			}
-			if string(rec.Key) != tid || !bytes.Equal(rec.Value, o.Event) {
-				t.Errorf("got key %q, value %s", rec.Key, rec.Value)
-			}
-			got := headers(rec)
-			if span := got["traceparent"]; !strings.HasPrefix(span, trace[:36]) || span == trace {
-				t.Errorf("got traceparent %s, want another span of the trace of %s", span, trace)
-			}
-			delete(got, "traceparent")
-			want := map[string]string{
-				"ce_specversion": "1.0", "ce_id": o.ResultID, "ce_type": eventType, "ce_source": "packship/orders",
-				"ce_subject": tid, "ce_time": "2026-11-24T02:00:00.123Z", "content-type": "application/json",
-				"in_reply_to": "evt-1", "tracestate": "vendor=x",
-			}
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("headers (-want +got):\n%s", diff)
-			}
-			if got := testutil.ToFloat64(p.metrics.published.WithLabelValues(topic)); got != 1 {
-				t.Errorf("got %v published", got)
-			}
-		}
-		if n, err := testutil.GatherAndCount(reg, "packship_results_published_total", "packship_result_publish_failures_total"); err != nil || n != 8 {
-			t.Errorf("got %d series, %v, want those of all topics from the start", n, err)
-		}
-	})
+		})
+	}
 }
 
 func TestPublishDropsBrokenTrace(t *testing.T) {
@@ -153,51 +156,54 @@ func TestPublishDropsBrokenTrace(t *testing.T) {
 }
 
 func TestBury(t *testing.T) {
-	brokertest.Each(t, func(t *testing.T, b *brokertest.Broker) {
-		for name, tt := range map[string]struct {
-			rec  schema.Record
-			want map[string]string
-		}{
-			"with everything": {
-				schema.Record{
-					Topic: "packed", Partition: 3, Offset: 42, Key: []byte("k"), Value: []byte("no event"),
-					Headers: []schema.Header{{Key: "own", Value: []byte("1")}},
+	for name, cluster := range brokertest.All {
+		t.Run(name, func(t *testing.T) {
+			b := cluster(t)
+			for name, tt := range map[string]struct {
+				rec  schema.Record
+				want map[string]string
+			}{
+				"with everything": {
+					schema.Record{
+						Topic: "packed", Partition: 3, Offset: 42, Key: []byte("k"), Value: []byte("no event"),
+						Headers: []schema.Header{{Key: "own", Value: []byte("1")}},
+					},
+					map[string]string{"own": "1", "packship_topic": "packed", "packship_partition": "3", "packship_offset": "42"},
 				},
-				map[string]string{"own": "1", "packship_topic": "packed", "packship_partition": "3", "packship_offset": "42"},
-			},
-			"with nothing": {
-				schema.Record{Topic: "packed"},
-				map[string]string{"packship_topic": "packed", "packship_partition": "0", "packship_offset": "0"},
-			},
-			"with an empty key and value": {
-				schema.Record{Topic: "packed", Key: []byte{}, Value: []byte{}},
-				map[string]string{"packship_topic": "packed", "packship_partition": "0", "packship_offset": "0"},
-			},
-		} {
-			t.Run(name, func(t *testing.T) {
-				names := newTopics(t, b)
-				p, _ := newProducer(t, b, names, nil)
-				before := time.Now().Truncate(time.Millisecond)
-				if err := p.Bury(t.Context(), &tt.rec, schema.ReasonNotJSON, "it is prose"); err != nil {
-					t.Fatal(err)
-				}
-				rec, _ := find(t, b, names.dead, 3)
-				if diff := cmp.Diff([][]byte{tt.rec.Key, tt.rec.Value}, [][]byte{rec.Key, rec.Value}); diff != "" {
-					t.Errorf("key and value (-want +got):\n%s", diff)
-				}
-				got := headers(rec)
-				at, err := time.Parse(time.RFC3339, got["packship_at"])
-				if err != nil || at.Before(before) || at.After(time.Now()) {
-					t.Errorf("got packship_at %q", got["packship_at"])
-				}
-				delete(got, "packship_at")
-				tt.want["packship_reason"], tt.want["packship_detail"] = schema.ReasonNotJSON, "it is prose"
-				if diff := cmp.Diff(tt.want, got); diff != "" {
-					t.Errorf("headers (-want +got):\n%s", diff)
-				}
-			})
-		}
-	})
+				"with nothing": {
+					schema.Record{Topic: "packed"},
+					map[string]string{"packship_topic": "packed", "packship_partition": "0", "packship_offset": "0"},
+				},
+				"with an empty key and value": {
+					schema.Record{Topic: "packed", Key: []byte{}, Value: []byte{}},
+					map[string]string{"packship_topic": "packed", "packship_partition": "0", "packship_offset": "0"},
+				},
+			} {
+				t.Run(name, func(t *testing.T) {
+					names := newTopics(t, b)
+					p, _ := newProducer(t, b, names, nil)
+					before := time.Now().Truncate(time.Millisecond)
+					if err := p.Bury(t.Context(), &tt.rec, schema.ReasonNotJSON, "it is prose"); err != nil {
+						t.Fatal(err)
+					}
+					rec, _ := find(t, b, names.dead, 3)
+					if diff := cmp.Diff([][]byte{tt.rec.Key, tt.rec.Value}, [][]byte{rec.Key, rec.Value}); diff != "" {
+						t.Errorf("key and value (-want +got):\n%s", diff)
+					}
+					got := headers(rec)
+					at, err := time.Parse(time.RFC3339, got["packship_at"])
+					if err != nil || at.Before(before) || at.After(time.Now()) {
+						t.Errorf("got packship_at %q", got["packship_at"])
+					}
+					delete(got, "packship_at")
+					tt.want["packship_reason"], tt.want["packship_detail"] = schema.ReasonNotJSON, "it is prose"
+					if diff := cmp.Diff(tt.want, got); diff != "" {
+						t.Errorf("headers (-want +got):\n%s", diff)
+					}
+				})
+			}
+		})
+	}
 }
 
 // TestProduceFollowsPartitions sees that a topic that grows is used as it is.

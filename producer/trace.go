@@ -2,6 +2,7 @@ package producer
 
 import (
 	"encoding/hex"
+	"fmt"
 	"math/rand/v2"
 	"strings"
 )
@@ -36,12 +37,9 @@ func nextSpan(traceparent string) (string, bool) {
 	if err != nil {
 		return "", false
 	}
-	var span [8]byte
-	for id := uint64(0); id == 0; {
-		id = rand.Uint64()
-		for i := range span {
-			span[i] = byte(id >> (8 * i))
-		}
+	span := zeroID
+	for span == zeroID {
+		span = fmt.Sprintf("%016x", rand.Uint64())
 	}
-	return "00-" + parts[1] + "-" + hex.EncodeToString(span[:]) + "-" + hex.EncodeToString([]byte{flags[0] & keepBits}), true
+	return "00-" + parts[1] + "-" + span + "-" + hex.EncodeToString([]byte{flags[0] & keepBits}), true
 }

@@ -13,9 +13,11 @@ import (
 // until this process is restarted by somebody who has heard of it, a shipment of
 // which nothing is known counts as in doubt: it may have been called for.
 func (l *Ledger) damaged(reason string) {
-	if l.damage.CompareAndSwap(nil, &reason) {
-		l.metrics.damaged.Set(1)
+	if !l.damage.CompareAndSwap(nil, &reason) {
+		l.log.Debug("more damage", "reason", reason)
+		return
 	}
+	l.metrics.damaged.Set(1)
 	l.log.Error("ledger damaged: shipments without a record count as in doubt until a restart", "reason", reason)
 }
 

@@ -94,14 +94,14 @@ const (
 )
 
 func placeOf(offset int64, round int, failed bool) place {
-	p := place(offset&maxOffset)<<17 | place(round&maxRound)<<1 //nolint:gosec // both are masked
+	p := place(offset&maxOffset)<<17 | place(round&maxRound)<<1
 	if failed {
 		p |= 1
 	}
 	return p
 }
 
-func (p place) offset() int64 { return int64(p >> 17) } //nolint:gosec // 47 bits
+func (p place) offset() int64 { return int64(p >> 17) }
 func (p place) round() int    { return int(p >> 1 & maxRound) }
 func (p place) failed() bool  { return p&1 != 0 }
 

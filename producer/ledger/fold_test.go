@@ -252,13 +252,13 @@ func TestFold(t *testing.T) {
 			"shipped A r1", "shipped C r1",
 			"bye w", "bye w A", "bye v", "meta",
 		} {
+			seen[rec] = true
 			t.Run(state.name+"/"+rec, func(t *testing.T) {
 				l := newFoldLog(t, state.log...)
 				if diff := cmp.Diff(state.show, l.show()); diff != "" {
 					t.Fatalf("the state itself is not what was meant (-want +got):\n%s", diff)
 				}
 				want, changes := state.becomes[rec]
-				seen[rec] = true
 				if rec == "intent A e1 r1" && state.name == "none" {
 					want, changes = "held by A r1", true
 				}

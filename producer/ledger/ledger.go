@@ -22,6 +22,8 @@ import (
 
 // Config is what a Ledger needs.
 type Config struct {
+	// Client's transport must know the metadata of the topic, and keep it
+	// fresh: after a move of a leader it goes on asking the old one for as long.
 	Client *kafka.Client
 	Topic  string
 	// Partitions is the number of partitions of the topic, fixed for ever.
@@ -172,7 +174,7 @@ func (l *Ledger) WaitReady(ctx context.Context) error {
 }
 
 // CatchUp blocks until everything has been read that was in the ledger when it
-// was called.
+// was called. It tries for as long as ctx lives.
 func (l *Ledger) CatchUp(ctx context.Context) error {
 	if err := l.WaitReady(ctx); err != nil {
 		return err
@@ -183,8 +185,12 @@ func (l *Ledger) CatchUp(ctx context.Context) error {
 			// Only a leader answers with the end of the log; a follower
 			// that answers a fetch may be behind.
 			end, err := l.inspect(ctx, p)
-			if err != nil {
-				return err
+			for backoff := minBackoff; err != nil; backoff = min(2*backoff, maxBackoff) {
+				sleep(ctx, backoff)
+				if ctx.Err() != nil {
+					return fmt.Errorf("ledger: catch up with %s/%d: %w: %w", l.cfg.Topic, p.n, context.Cause(ctx), err)
+				}
+				end, err = l.inspect(ctx, p)
 			}
 			return l.readUpTo(ctx, p, end)
 		})

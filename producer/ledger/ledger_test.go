@@ -96,11 +96,11 @@ func (b *brake) RoundTrip(ctx context.Context, addr net.Addr, req kafka.Request)
 }
 
 // launch starts a replica without waiting until it is ready.
-func launch(t testing.TB, b *brokertest.Broker, topic, instance string, change ...func(*Config)) *replica {
-	t.Helper()
+func launch(tb testing.TB, b *brokertest.Broker, topic, instance string, change ...func(*Config)) *replica {
+	tb.Helper()
 	r := &replica{log: new(logs), reg: prometheus.NewPedanticRegistry()}
 	cfg := Config{
-		Client: b.Client(t, topic), Topic: topic, Partitions: testPartitions, Horizon: testHorizon,
+		Client: b.Client(tb, topic), Topic: topic, Partitions: testPartitions, Horizon: testHorizon,
 		StartBy: testStartBy, CallTimeout: 15 * time.Second, Settle: 30 * time.Second,
 		Instance: instance, Logger: slog.New(slog.NewTextHandler(r.log, nil)), Registerer: r.reg,
 	}
@@ -111,7 +111,7 @@ func launch(t testing.TB, b *brokertest.Broker, topic, instance string, change .
 	cfg.Client.Transport = r.brake
 	l, err := New(cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	r.Ledger = l
 	ctx, cancel := context.WithCancel(context.Background())
@@ -121,20 +121,20 @@ func launch(t testing.TB, b *brokertest.Broker, topic, instance string, change .
 		cancel()
 		return <-done
 	})
-	t.Cleanup(func() {
-		if err := r.kill(); err != nil && !t.Failed() {
-			t.Errorf("run: %v", err)
+	tb.Cleanup(func() {
+		if err := r.kill(); err != nil && !tb.Failed() {
+			tb.Errorf("run: %v", err)
 		}
 	})
 	return r
 }
 
 // start starts a replica and waits until it is ready.
-func start(t testing.TB, b *brokertest.Broker, topic, instance string, change ...func(*Config)) *replica {
-	t.Helper()
-	r := launch(t, b, topic, instance, change...)
-	if err := r.WaitReady(t.Context()); err != nil {
-		t.Fatal(err)
+func start(tb testing.TB, b *brokertest.Broker, topic, instance string, change ...func(*Config)) *replica {
+	tb.Helper()
+	r := launch(tb, b, topic, instance, change...)
+	if err := r.WaitReady(tb.Context()); err != nil {
+		tb.Fatal(err)
 	}
 	return r
 }
@@ -143,12 +143,12 @@ func shipment(n int) *schema.Shipment {
 	return &schema.Shipment{ShopID: "7", TID: fmt.Sprint(1000 + n), Split: "0", OutSID: fmt.Sprintf("SF%d", n), CompanyCode: "SF"}
 }
 
-func outcomeOf(t testing.TB, s *schema.Shipment, round int, failure *schema.Failure) schema.Outcome {
-	t.Helper()
+func outcomeOf(tb testing.TB, s *schema.Shipment, round int, failure *schema.Failure) schema.Outcome {
+	tb.Helper()
 	r := schema.Result{ShopID: s.ShopID, TID: s.TID, OutSID: s.OutSID, CompanyCode: s.CompanyCode, Failure: failure}
 	o, err := r.Outcome(s, round, time.Now())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return o
 }
@@ -163,110 +163,113 @@ func maybe() *schema.Failure {
 	return f
 }
 
-func claim(t testing.TB, r *replica, s *schema.Shipment, event, prev string) schema.Hold {
-	t.Helper()
-	h, held, err := r.Claim(t.Context(), s, event, prev)
+func claim(tb testing.TB, r *replica, s *schema.Shipment, event, prev string) schema.Hold {
+	tb.Helper()
+	h, held, err := r.Claim(tb.Context(), s, event, prev)
 	if err != nil || !held {
-		t.Fatalf("claim %s for %s: got %v, %v", s.TID, event, held, err)
+		tb.Fatalf("claim %s for %s: got %v, %v", s.TID, event, held, err)
 	}
 	return h
 }
 
-func settle(t testing.TB, r *replica, s *schema.Shipment, event string, h schema.Hold, failure *schema.Failure) schema.Outcome {
-	t.Helper()
-	o := outcomeOf(t, s, h.Round, failure)
-	if err := r.Settle(t.Context(), s, event, h, o); err != nil {
-		t.Fatal(err)
+func settle(tb testing.TB, r *replica, s *schema.Shipment, event string, h schema.Hold, failure *schema.Failure) schema.Outcome {
+	tb.Helper()
+	o := outcomeOf(tb, s, h.Round, failure)
+	if err := r.Settle(tb.Context(), s, event, h, o); err != nil {
+		tb.Fatal(err)
 	}
 	return o
 }
 
-func wantStored(t testing.TB, r *replica, s *schema.Shipment, event string, want schema.Outcome) {
-	t.Helper()
-	got, err := r.Stored(t.Context(), s, event)
+func wantStored(tb testing.TB, r *replica, s *schema.Shipment, event string, want schema.Outcome) {
+	tb.Helper()
+	got, err := r.Stored(tb.Context(), s, event)
 	if err != nil {
-		t.Fatalf("stored: %v", err)
+		tb.Fatalf("stored: %v", err)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("stored outcome of %s for %s (-want +got):\n%s", s.TID, event, diff)
+		tb.Errorf("stored outcome of %s for %s (-want +got):\n%s", s.TID, event, diff)
 	}
 }
 
-func wantStanding(t testing.TB, r *replica, s *schema.Shipment, event string, want schema.Standing) {
-	t.Helper()
+func wantStanding(tb testing.TB, r *replica, s *schema.Shipment, event string, want schema.Standing) {
+	tb.Helper()
 	if diff := cmp.Diff(want, r.Look(s, event), cmpopts.IgnoreFields(schema.Standing{}, "FreeAt")); diff != "" {
-		t.Errorf("%s for %s (-want +got):\n%s", s.TID, event, diff)
+		tb.Errorf("%s for %s (-want +got):\n%s", s.TID, event, diff)
 	}
 }
 
 // TestLife takes a shipment through everything that can come of it.
 func TestLife(t *testing.T) {
-	brokertest.Each(t, func(t *testing.T, b *brokertest.Broker) {
-		topic := b.Topic(t, testPartitions, TopicConfig(testHorizon))
-		r := start(t, b, topic, "a")
-		s := shipment(1)
-		wantStanding(t, r, s, "e1", schema.Standing{Round: 1})
-		if _, err := r.Stored(t.Context(), s, "e1"); !errors.Is(err, ErrNotSettled) {
-			t.Errorf("stored before anything: got %v", err)
-		}
+	for name, cluster := range brokertest.All {
+		t.Run(name, func(t *testing.T) {
+			b := cluster(t)
+			topic := b.Topic(t, testPartitions, TopicConfig(testHorizon))
+			r := start(t, b, topic, "a")
+			s := shipment(1)
+			wantStanding(t, r, s, "e1", schema.Standing{Round: 1})
+			if _, err := r.Stored(t.Context(), s, "e1"); !errors.Is(err, ErrNotSettled) {
+				t.Errorf("stored before anything: got %v", err)
+			}
 
-		before := time.Now()
-		h := claim(t, r, s, "e1", "")
-		if h.Round != 1 || h.Prior != 0 || h.Doubt || h.StartBy.Before(before.Add(testStartBy)) || h.StartBy.After(time.Now().Add(testStartBy)) {
-			t.Errorf("got %+v", h)
-		}
-		wantStanding(t, r, s, "e1", schema.Standing{State: schema.StateHeld, Round: 1, Holder: h.Attempt, Mine: true})
-		if _, held, err := r.Claim(t.Context(), s, "e1", ""); held || err != nil {
-			t.Errorf("a second claim: got %v, %v", held, err)
-		}
-		if err := r.Release(t.Context(), s, h, "throttled"); err != nil {
-			t.Fatal(err)
-		}
-		wantStanding(t, r, s, "e1", schema.Standing{Round: 1})
+			before := time.Now()
+			h := claim(t, r, s, "e1", "")
+			if h.Round != 1 || h.Prior != 0 || h.Doubt || h.StartBy.Before(before.Add(testStartBy)) || h.StartBy.After(time.Now().Add(testStartBy)) {
+				t.Errorf("got %+v", h)
+			}
+			wantStanding(t, r, s, "e1", schema.Standing{State: schema.StateHeld, Round: 1, Holder: h.Attempt, Mine: true})
+			if _, held, err := r.Claim(t.Context(), s, "e1", ""); held || err != nil {
+				t.Errorf("a second claim: got %v, %v", held, err)
+			}
+			if err := r.Release(t.Context(), s, h, "throttled"); err != nil {
+				t.Fatal(err)
+			}
+			wantStanding(t, r, s, "e1", schema.Standing{Round: 1})
 
-		h = claim(t, r, s, "e1", "")
-		first := settle(t, r, s, "e1", h, refusal())
-		wantStanding(t, r, s, "e1", schema.Standing{State: schema.StateSettled, Round: 1, Attempts: 1})
-		wantStored(t, r, s, "e1", first)
-		if _, held, err := r.Claim(t.Context(), s, "e1", ""); held || err != nil {
-			t.Errorf("a claim for an answered event: got %v, %v", held, err)
-		}
+			h = claim(t, r, s, "e1", "")
+			first := settle(t, r, s, "e1", h, refusal())
+			wantStanding(t, r, s, "e1", schema.Standing{State: schema.StateSettled, Round: 1, Attempts: 1})
+			wantStored(t, r, s, "e1", first)
+			if _, held, err := r.Claim(t.Context(), s, "e1", ""); held || err != nil {
+				t.Errorf("a claim for an answered event: got %v, %v", held, err)
+			}
 
-		// A corrected event is a new round. Its first call stays without an
-		// answer.
-		wantStanding(t, r, s, "e2", schema.Standing{Round: 2, Attempts: 1})
-		h = claim(t, r, s, "e2", "")
-		if h.Round != 2 || h.Prior != 1 || h.Doubt {
-			t.Errorf("second round: got %+v", h)
-		}
-		h = claim(t, r, s, "e2", h.Attempt)
-		if h.Round != 2 || h.Prior != 2 || !h.Doubt {
-			t.Errorf("second round, second attempt: got %+v", h)
-		}
-		if err := r.Settle(t.Context(), s, "e2", h, outcomeOf(t, s, 2, refusal())); err == nil {
-			t.Error("a failure that hides a doubt was settled")
-		}
-		if err := r.Settle(t.Context(), s, "e2", h, outcomeOf(t, s, 1, maybe())); err == nil {
-			t.Error("an outcome of another round was settled")
-		}
-		second := settle(t, r, s, "e2", h, maybe())
-		wantStored(t, r, s, "e1", first)
-		wantStored(t, r, s, "e2", second)
+			// A corrected event is a new round. Its first call stays without an
+			// answer.
+			wantStanding(t, r, s, "e2", schema.Standing{Round: 2, Attempts: 1})
+			h = claim(t, r, s, "e2", "")
+			if h.Round != 2 || h.Prior != 1 || h.Doubt {
+				t.Errorf("second round: got %+v", h)
+			}
+			h = claim(t, r, s, "e2", h.Attempt)
+			if h.Round != 2 || h.Prior != 2 || !h.Doubt {
+				t.Errorf("second round, second attempt: got %+v", h)
+			}
+			if err := r.Settle(t.Context(), s, "e2", h, outcomeOf(t, s, 2, refusal())); err == nil {
+				t.Error("a failure that hides a doubt was settled")
+			}
+			if err := r.Settle(t.Context(), s, "e2", h, outcomeOf(t, s, 1, maybe())); err == nil {
+				t.Error("an outcome of another round was settled")
+			}
+			second := settle(t, r, s, "e2", h, maybe())
+			wantStored(t, r, s, "e1", first)
+			wantStored(t, r, s, "e2", second)
 
-		// A third event ships, which then answers all of them.
-		wantStanding(t, r, s, "e3", schema.Standing{Round: 3, Attempts: 3, Doubt: true})
-		third := settle(t, r, s, "e3", claim(t, r, s, "e3", ""), nil)
-		for _, event := range []string{"e1", "e2", "e3", "e4"} {
-			wantStanding(t, r, s, event, schema.Standing{State: schema.StateSettled, Round: 3})
-			wantStored(t, r, s, event, third)
-		}
-		if err := r.Close(t.Context()); err != nil {
-			t.Error(err)
-		}
-		if _, held, err := r.Claim(t.Context(), shipment(2), "e", ""); held || err == nil {
-			t.Error("a claim after the good-bye succeeded")
-		}
-	})
+			// A third event ships, which then answers all of them.
+			wantStanding(t, r, s, "e3", schema.Standing{Round: 3, Attempts: 3, Doubt: true})
+			third := settle(t, r, s, "e3", claim(t, r, s, "e3", ""), nil)
+			for _, event := range []string{"e1", "e2", "e3", "e4"} {
+				wantStanding(t, r, s, event, schema.Standing{State: schema.StateSettled, Round: 3})
+				wantStored(t, r, s, event, third)
+			}
+			if err := r.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if _, held, err := r.Claim(t.Context(), shipment(2), "e", ""); held || err == nil {
+				t.Error("a claim after the good-bye succeeded")
+			}
+		})
+	}
 }
 
 func TestRefuse(t *testing.T) {
@@ -308,9 +311,12 @@ func TestRefuse(t *testing.T) {
 
 // TestClaimRace has two processes claim the same shipments at the same time.
 func TestClaimRace(t *testing.T) {
-	brokertest.Each(t, func(t *testing.T, b *brokertest.Broker) {
-		race(t, b, 200, func(string) {})
-	})
+	for name, cluster := range brokertest.All {
+		t.Run(name, func(t *testing.T) {
+			b := cluster(t)
+			race(t, b, 200, func(string) {})
+		})
+	}
 }
 
 // TestClaimRaceOnFaultyBrokers does so while the cluster misbehaves.
@@ -555,8 +561,8 @@ func TestNoLedgerNoClaim(t *testing.T) {
 }
 
 // history has replicas do random things, the same for the same seed.
-func history(t testing.TB, seed uint64, steps int, replicas ...*replica) {
-	t.Helper()
+func history(tb testing.TB, seed uint64, steps int, replicas ...*replica) {
+	tb.Helper()
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	holds := make(map[int]schema.Hold)
 	for range steps {
@@ -564,39 +570,39 @@ func history(t testing.TB, seed uint64, steps int, replicas ...*replica) {
 		s := shipment(n)
 		event := fmt.Sprintf("e%d", rnd.IntN(4))
 		r := replicas[rnd.IntN(len(replicas))]
-		if err := r.CatchUp(t.Context()); err != nil {
-			t.Fatal(err)
+		if err := r.CatchUp(tb.Context()); err != nil {
+			tb.Fatal(err)
 		}
 		st := r.Look(s, event)
 		switch {
 		case st.State == schema.StateOpen && rnd.IntN(4) == 0:
-			o := outcomeOf(t, s, st.Round, refusal())
+			o := outcomeOf(tb, s, st.Round, refusal())
 			if st.Doubt {
-				o = outcomeOf(t, s, st.Round, maybe())
+				o = outcomeOf(tb, s, st.Round, maybe())
 			}
-			if err := r.Refuse(t.Context(), s, event, o); err != nil {
-				t.Fatal(err)
+			if err := r.Refuse(tb.Context(), s, event, o); err != nil {
+				tb.Fatal(err)
 			}
 		case st.State == schema.StateOpen:
-			holds[n] = claim(t, r, s, event, "")
+			holds[n] = claim(tb, r, s, event, "")
 		case st.State == schema.StateHeld:
 			switch h := holds[n]; rnd.IntN(5) {
 			case 0:
-				if err := r.Release(t.Context(), s, h, "throttled"); err != nil {
-					t.Fatal(err)
+				if err := r.Release(tb.Context(), s, h, "throttled"); err != nil {
+					tb.Fatal(err)
 				}
 			case 1:
 				if st.Mine {
-					holds[n] = claim(t, r, s, event, st.Holder)
+					holds[n] = claim(tb, r, s, event, st.Holder)
 				}
 			case 2:
-				settle(t, r, s, event, h, nil)
+				settle(tb, r, s, event, h, nil)
 			default:
 				f := refusal()
 				if h.Doubt {
 					f = maybe()
 				}
-				settle(t, r, s, event, h, f)
+				settle(tb, r, s, event, h, f)
 			}
 		}
 	}
@@ -629,29 +635,32 @@ func snapshot(r *replica) map[string]any {
 // TestRestore sees that a process that is started knows what those know that
 // were there from the beginning.
 func TestRestore(t *testing.T) {
-	brokertest.Each(t, func(t *testing.T, b *brokertest.Broker) {
-		seed := rand.Uint64()
-		t.Logf("seed %d", seed)
-		topic := b.Topic(t, testPartitions, TopicConfig(testHorizon))
-		a, other := start(t, b, topic, "a"), start(t, b, topic, "b")
-		history(t, seed, 500, a, other)
-		for _, r := range []*replica{a, other} {
-			if err := r.CatchUp(t.Context()); err != nil {
-				t.Fatal(err)
+	for name, cluster := range brokertest.All {
+		t.Run(name, func(t *testing.T) {
+			b := cluster(t)
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			topic := b.Topic(t, testPartitions, TopicConfig(testHorizon))
+			a, other := start(t, b, topic, "a"), start(t, b, topic, "b")
+			history(t, seed, 500, a, other)
+			for _, r := range []*replica{a, other} {
+				if err := r.CatchUp(t.Context()); err != nil {
+					t.Fatal(err)
+				}
 			}
-		}
-		late := start(t, b, topic, "c")
-		want := snapshot(a)
-		for _, r := range []*replica{other, late} {
-			if diff := cmp.Diff(want, snapshot(r), cmp.AllowUnexported(open{}, answer{})); diff != "" {
-				t.Errorf("%s differs from a (-a +it):\n%s", r.self, diff)
+			late := start(t, b, topic, "c")
+			want := snapshot(a)
+			for _, r := range []*replica{other, late} {
+				if diff := cmp.Diff(want, snapshot(r), cmp.AllowUnexported(open{}, answer{})); diff != "" {
+					t.Errorf("%s differs from a (-a +it):\n%s", r.self, diff)
+				}
 			}
-		}
-		if st := late.Status(); st.Entries != a.Status().Entries || !st.Ready || st.Damaged != "" || st.RestoreSeconds <= 0 {
-			t.Errorf("got status %+v", st)
-		}
-		t.Logf("%d entries: %+v", len(want), late.Status())
-	})
+			if st := late.Status(); st.Entries != a.Status().Entries || !st.Ready || st.Damaged != "" || st.RestoreSeconds <= 0 {
+				t.Errorf("got status %+v", st)
+			}
+			t.Logf("%d entries: %+v", len(want), late.Status())
+		})
+	}
 }
 
 // TestEpochs has several processes find the topic empty at the same time.
@@ -773,22 +782,48 @@ func TestWait(t *testing.T) {
 
 // TestCatchUp sees that whatever was acknowledged before is known afterwards.
 func TestCatchUp(t *testing.T) {
-	brokertest.Each(t, func(t *testing.T, b *brokertest.Broker) {
-		topic := b.Topic(t, testPartitions, TopicConfig(testHorizon))
-		a, other := start(t, b, topic, "a"), start(t, b, topic, "b")
-		for n := range 50 {
-			h := claim(t, a, shipment(n), "e1", "")
-			if err := other.CatchUp(t.Context()); err != nil {
-				t.Fatal(err)
+	for name, cluster := range brokertest.All {
+		t.Run(name, func(t *testing.T) {
+			b := cluster(t)
+			topic := b.Topic(t, testPartitions, TopicConfig(testHorizon))
+			a, other := start(t, b, topic, "a"), start(t, b, topic, "b")
+			for n := range 50 {
+				h := claim(t, a, shipment(n), "e1", "")
+				if err := other.CatchUp(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if st := other.Look(shipment(n), "e1"); st.Holder != h.Attempt {
+					t.Fatalf("shipment %d: got %+v, want holder %s", n, st, h.Attempt)
+				}
 			}
-			if st := other.Look(shipment(n), "e1"); st.Holder != h.Attempt {
-				t.Fatalf("shipment %d: got %+v, want holder %s", n, st, h.Attempt)
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if err := other.CatchUp(ctx); !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v", err)
 			}
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if err := other.CatchUp(ctx); !errors.Is(err, context.Canceled) {
+		})
+	}
+}
+
+// TestCatchUpWaits sees that it does not give up while the ledger is away.
+func TestCatchUpWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", testPartitions, TopicConfig(testHorizon))
+		a := start(t, b, "ledger", "a")
+		f := b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.ListOffsets}, Err: kerr.OffsetNotAvailable, Count: -1})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := a.CatchUp(ctx); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, kafka.OffsetNotAvailable) {
 			t.Errorf("got %v", err)
+		}
+		begin := time.Now()
+		time.AfterFunc(time.Minute, f.Remove)
+		if err := a.CatchUp(t.Context()); err != nil || time.Since(begin) < time.Minute {
+			t.Errorf("got %v after %s", err, time.Since(begin))
+		}
+		if st := a.Status(); st.Damaged != "" {
+			t.Errorf("damaged: %s", st.Damaged)
 		}
 	})
 }
@@ -854,40 +889,43 @@ func TestNewReportsAllProblems(t *testing.T) {
 }
 
 func TestCheckTopic(t *testing.T) {
-	brokertest.Each(t, func(t *testing.T, b *brokertest.Broker) {
-		for name, tt := range map[string]struct {
-			partitions int
-			settings   map[string]string
-			want       []string // in the error; none if the topic is fine
-		}{
-			"as it should be":   {8, TopicConfig(testHorizon), nil},
-			"keeps longer":      {8, map[string]string{"retention.ms": "704800000"}, nil},
-			"keeps for ever":    {8, map[string]string{"retention.ms": "-1"}, nil},
-			"few partitions":    {6, nil, []string{"6 partitions", "instead of 8", "PACKSHIP_LEDGER_PARTITIONS"}},
-			"compacted":         {8, map[string]string{"cleanup.policy": "compact"}, []string{"cleanup.policy=compact", "delete"}},
-			"compacts as well":  {8, map[string]string{"cleanup.policy": "compact,delete"}, []string{"cleanup.policy=compact,delete"}},
-			"keeps too short":   {8, map[string]string{"retention.ms": "604799999"}, []string{"retention.ms=604799999", "604800000"}},
-			"keeps by size":     {8, map[string]string{"retention.bytes": "1000000"}, []string{"retention.bytes=1000000"}},
-			"wrong in all ways": {1, map[string]string{"cleanup.policy": "compact", "retention.ms": "1"}, []string{"1 partitions", "cleanup.policy", "retention.ms"}},
-		} {
-			t.Run(name, func(t *testing.T) {
-				topic := b.Topic(t, tt.partitions, tt.settings)
-				err := CheckTopic(t.Context(), b.Client(t, topic), topic, 8, testHorizon)
-				if (err == nil) != (tt.want == nil) {
-					t.Fatalf("got %v", err)
-				}
-				for _, what := range append(tt.want, topic) {
-					if err != nil && !strings.Contains(err.Error(), what) {
-						t.Errorf("%q does not say %q", err, what)
+	for name, cluster := range brokertest.All {
+		t.Run(name, func(t *testing.T) {
+			b := cluster(t)
+			for name, tt := range map[string]struct {
+				partitions int
+				settings   map[string]string
+				want       []string // in the error; none if the topic is fine
+			}{
+				"as it should be":   {8, TopicConfig(testHorizon), nil},
+				"keeps longer":      {8, map[string]string{"retention.ms": "704800000"}, nil},
+				"keeps for ever":    {8, map[string]string{"retention.ms": "-1"}, nil},
+				"few partitions":    {6, nil, []string{"6 partitions", "instead of 8", "PACKSHIP_LEDGER_PARTITIONS"}},
+				"compacted":         {8, map[string]string{"cleanup.policy": "compact"}, []string{"cleanup.policy=compact", "delete"}},
+				"compacts as well":  {8, map[string]string{"cleanup.policy": "compact,delete"}, []string{"cleanup.policy=compact,delete"}},
+				"keeps too short":   {8, map[string]string{"retention.ms": "604799999"}, []string{"retention.ms=604799999", "604800000"}},
+				"keeps by size":     {8, map[string]string{"retention.bytes": "1000000"}, []string{"retention.bytes=1000000"}},
+				"wrong in all ways": {1, map[string]string{"cleanup.policy": "compact", "retention.ms": "1"}, []string{"1 partitions", "cleanup.policy", "retention.ms"}},
+			} {
+				t.Run(name, func(t *testing.T) {
+					topic := b.Topic(t, tt.partitions, tt.settings)
+					err := CheckTopic(t.Context(), b.Client(t, topic), topic, 8, testHorizon)
+					if (err == nil) != (tt.want == nil) {
+						t.Fatalf("got %v", err)
 					}
-				}
-			})
-		}
-		err := CheckTopic(t.Context(), b.Client(t, "packship-test-none"), "packship-test-none", 8, testHorizon)
-		if err == nil || !strings.Contains(err.Error(), "packship topics create") {
-			t.Errorf("no topic: got %v", err)
-		}
-	})
+					for _, what := range append(tt.want, topic) {
+						if err != nil && !strings.Contains(err.Error(), what) {
+							t.Errorf("%q does not say %q", err, what)
+						}
+					}
+				})
+			}
+			err := CheckTopic(t.Context(), b.Client(t, "packship-test-none"), "packship-test-none", 8, testHorizon)
+			if err == nil || !strings.Contains(err.Error(), "packship topics create") {
+				t.Errorf("no topic: got %v", err)
+			}
+		})
+	}
 }
 
 func TestTopicConfig(t *testing.T) {

@@ -559,6 +559,7 @@ func (m *model) act(s *mState, i int8, yield func(mState), this func() int32) {
 					continue
 				}
 				claim(w, mRecord{kind: kindIntent, round: st.round, doubt: st.doubt})
+			case schema.StateSettled: // private has seen to it
 			case schema.StateHeld:
 				if node.freed && s.running(node.holder) {
 					m.violate("early bye", this())
@@ -635,7 +636,7 @@ func (m *model) act(s *mState, i int8, yield func(mState), this func() int32) {
 }
 
 // check looks at an outcome that is about to stand at the end of a log.
-func (m *model) check(s *mState, log int32, state int32) {
+func (m *model) check(s *mState, log, state int32) {
 	node := &m.nodes[log]
 	r := node.record
 	if r.kind != kindOutcome || !node.accepted {

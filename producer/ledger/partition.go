@@ -30,6 +30,7 @@ type partition struct {
 	claiming map[string]bool
 	disowned map[string]bool
 	recent   recent
+	live     bool // what was in the log at the start has been read
 	metas    metas
 	// lost is set when the log was found to be another one than was read, so
 	// that the tail starts again.
@@ -71,7 +72,9 @@ func (p *partition) apply(entries []entry, next int64) {
 			}
 			continue
 		case kindOutcome:
-			p.recent.keep(e.offset, e.Outcome)
+			if p.live {
+				p.recent.keep(e.offset, e.Outcome)
+			}
 			delete(p.disowned, e.Attempt)
 		case kindRelease:
 			delete(p.disowned, e.Attempt)
@@ -164,6 +167,13 @@ func (p *partition) openAttempts(incarnation string) []string {
 	return attempts
 }
 
+// goLive has the outcomes kept that are read from now on.
+func (p *partition) goLive() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.live = true
+}
+
 // claim notes that an attempt is on its way into the log.
 func (p *partition) claim(attempt string) {
 	p.mu.Lock()
@@ -205,7 +215,7 @@ func (r *recent) keep(offset int64, outcome []byte) {
 	if len(r.byOffset) >= recentOutcomes {
 		delete(r.byOffset, r.offsets[r.next])
 	}
-	r.byOffset[offset] = outcome
+	r.byOffset[offset] = slices.Clone(outcome) // not what came along with it
 	r.offsets[r.next] = offset
 	r.next = (r.next + 1) % recentOutcomes
 }

@@ -177,7 +177,8 @@ func (r *record) check() error {
 // of their bytes are events that nobody asks for.
 func scan(value []byte) (record, bool) {
 	var r record
-	s := scanner{rest: value}
+	head, body, hasBody := bytes.Cut(value, []byte(`,"outcome":`))
+	s := scanner{rest: string(head)}
 	if !s.skip(`{"kind":"`) {
 		return r, false
 	}
@@ -204,50 +205,51 @@ func scan(value []byte) (record, bool) {
 	if s.skip(`,"why":"`) {
 		r.Why = s.text()
 	}
-	if s.skip(`,"outcome":`) {
-		end := len(s.rest) - 1
-		if end < 0 || s.rest[end] != '}' {
+	if hasBody {
+		var ok bool
+		if r.verdict, ok = verdictOf(body); !ok {
 			return r, false
 		}
-		r.Outcome = s.rest[:end]
-		s.rest = s.rest[end:]
-		body := scanner{rest: r.Outcome}
-		if !body.skip(`{"verdict":"`) {
-			return r, false
-		}
-		r.verdict = schema.Verdict(body.text())
-		if body.failed || r.Outcome[end-1] != '}' {
-			return r, false
-		}
+		r.Outcome = body[:len(body)-1]
+	} else if !s.skip(`}`) {
+		return r, false
 	}
-	if !s.skip(`}`) || len(s.rest) > 0 || s.failed {
+	if s.rest != "" || s.failed {
 		return r, false
 	}
 	return r, r.check() == nil
 }
 
+// verdictOf reads the verdict of an outcome that ends a record.
+func verdictOf(body []byte) (schema.Verdict, bool) {
+	for _, v := range []schema.Verdict{schema.Shipped, schema.Failed} {
+		if bytes.HasPrefix(body, []byte(`{"verdict":"`+v+`"`)) && bytes.HasSuffix(body, []byte(`}}`)) {
+			return v, true
+		}
+	}
+	return "", false
+}
+
 // scanner takes tokens off the front of JSON text.
 type scanner struct {
-	rest   []byte
+	rest   string
 	failed bool
 }
 
 // skip takes a literal off and reports whether it was there.
 func (s *scanner) skip(literal string) bool {
-	if len(s.rest) < len(literal) || string(s.rest[:len(literal)]) != literal {
-		return false
-	}
-	s.rest = s.rest[len(literal):]
-	return true
+	rest, ok := strings.CutPrefix(s.rest, literal)
+	s.rest = rest
+	return ok
 }
 
 // text takes the rest of a string and its closing quote off. It fails on a
 // string that is not plain ASCII, or that has to be unescaped.
 func (s *scanner) text() string {
-	for i, c := range s.rest {
-		switch {
+	for i := range len(s.rest) {
+		switch c := s.rest[i]; {
 		case c == '"':
-			text := string(s.rest[:i])
+			text := s.rest[:i]
 			s.rest = s.rest[i+1:]
 			return text
 		case c == '\\' || c < ' ' || c > '~':
@@ -265,7 +267,7 @@ func (s *scanner) number() int {
 	for n < len(s.rest) && s.rest[n] >= '0' && s.rest[n] <= '9' {
 		n++
 	}
-	v, err := strconv.Atoi(string(s.rest[:n]))
+	v, err := strconv.Atoi(s.rest[:n])
 	if err != nil || s.rest[0] == '0' {
 		s.failed = true
 	}
@@ -275,7 +277,8 @@ func (s *scanner) number() int {
 
 // keyOf returns the key of the shipment whose canonical form is the key of a
 // Kafka record, and whether it has that form. It equals [schema.Shipment.Key]
-// without taking the shipment apart.
+// without taking the shipment apart: its first half is a hash of the part that is
+// the order id, with its length, and its second half one of the whole.
 func keyOf(canonical []byte) (schema.Key, bool) {
 	_, rest, ok := cutPart(canonical)
 	if !ok {
@@ -286,21 +289,25 @@ func keyOf(canonical []byte) (schema.Key, bool) {
 		return schema.Key{}, false
 	}
 	var k schema.Key
-	prefix := schema.TIDPrefix(string(tid))
-	copy(k[:8], prefix[:])
-	sum := sha256.Sum256(canonical)
+	sum := sha256.Sum256(tid)
+	copy(k[:8], sum[:8])
+	sum = sha256.Sum256(canonical)
 	copy(k[8:], sum[:8])
 	return k, true
 }
 
-// cutPart takes the first part off a canonical form.
+// cutPart takes the first part, its length included, off a canonical form.
 func cutPart(canonical []byte) (part, rest []byte, ok bool) {
-	digits, tail, ok := bytes.Cut(canonical, []byte(":"))
-	n, err := strconv.Atoi(string(digits))
-	if !ok || err != nil || n < 0 || n > len(tail) {
+	n, digits := 0, 0
+	for digits < min(len(canonical), 9) && canonical[digits] >= '0' && canonical[digits] <= '9' {
+		n = 10*n + int(canonical[digits]-'0')
+		digits++
+	}
+	end := digits + 1 + n
+	if digits == 0 || end > len(canonical) || canonical[digits] != ':' {
 		return nil, nil, false
 	}
-	return tail[:n], tail[n:], true
+	return canonical[:end], canonical[end:], true
 }
 
 // eventID returns an event id in the form in which it survives JSON, so that its

@@ -13,12 +13,12 @@ import (
 )
 
 // someRecords has a record of every kind.
-func someRecords(t testing.TB) []record {
-	t.Helper()
+func someRecords(tb testing.TB) []record {
+	tb.Helper()
 	outcome := func(o schema.Outcome) json.RawMessage {
 		body, err := encodeOutcome(&o)
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		return body
 	}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"sync"
 
 	"github.com/segmentio/kafka-go"
 
@@ -31,7 +30,7 @@ func (l *Ledger) Stored(ctx context.Context, s *schema.Shipment, event string) (
 	}
 	if body == nil {
 		var err error
-		body, err = l.stored[p.n].get(offset, s.Canonical(), func(from int64) (batch, error) {
+		body, err = l.stored[p.n].get(ctx, offset, s.Canonical(), func(from int64) (batch, error) {
 			return l.fetch(ctx, p.n, from)
 		})
 		if errors.Is(err, errGone) || errors.Is(err, kafka.OffsetOutOfRange) {
@@ -72,8 +71,11 @@ var errGone = errors.New("the record is no longer there")
 
 // readAhead keeps the outcomes of the last few fetches of a partition.
 type readAhead struct {
-	mu     sync.Mutex // held over a fetch: whoever wants a neighbour waits for it
-	chunks []*chunk   // the one that was used last is first
+	// turn is taken over a fetch: whoever wants a neighbour waits for it. It is
+	// no mutex, because a fetch may hang and those behind it have their own
+	// time limits.
+	turn   chan struct{}
+	chunks []*chunk // the one that was used last is first
 }
 
 // readAheadChunks bounds what a partition keeps to as many MiB.
@@ -90,12 +92,16 @@ type stored struct {
 	body     []byte
 }
 
-func newReadAhead() *readAhead { return &readAhead{} }
+func newReadAhead() *readAhead { return &readAhead{turn: make(chan struct{}, 1)} }
 
 // get returns the outcome of a shipment at an offset.
-func (r *readAhead) get(offset int64, shipment string, fetch func(from int64) (batch, error)) ([]byte, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+func (r *readAhead) get(ctx context.Context, offset int64, shipment string, fetch func(from int64) (batch, error)) ([]byte, error) {
+	select {
+	case r.turn <- struct{}{}:
+		defer func() { <-r.turn }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	c := r.find(offset)
 	if c == nil {
 		b, err := fetch(offset)

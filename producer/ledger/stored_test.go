@@ -19,9 +19,9 @@ import (
 
 // fill appends n shipped orders, of which shipment says which, to the partitions
 // of a topic, as fast as it can, and returns their outcomes.
-func fill(t testing.TB, b *brokertest.Broker, topic string, partitions, n int) []schema.Outcome {
-	t.Helper()
-	a := producer.NewAppender(producer.AppenderConfig{Client: b.Client(t, topic), Topic: topic, Logger: quiet})
+func fill(tb testing.TB, b *brokertest.Broker, topic string, partitions, n int) []schema.Outcome {
+	tb.Helper()
+	a := producer.NewAppender(producer.AppenderConfig{Client: b.Client(tb, topic), Topic: topic, Logger: quiet})
 	outcomes := make([]schema.Outcome, n)
 	batches := make([][]producer.Entry, partitions)
 	var wg sync.WaitGroup
@@ -32,15 +32,15 @@ func fill(t testing.TB, b *brokertest.Broker, topic string, partitions, n int) [
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			if _, err := a.Append(t.Context(), p, entries...); err != nil {
-				t.Error(err)
+			if _, err := a.Append(tb.Context(), p, entries...); err != nil {
+				tb.Error(err)
 			}
 		})
 	}
 	add := func(p int, s *schema.Shipment, r *record) {
 		value, err := r.encode()
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		batches[p] = append(batches[p], producer.Entry{Key: []byte(s.Canonical()), Value: value})
 	}
@@ -51,12 +51,12 @@ func fill(t testing.TB, b *brokertest.Broker, topic string, partitions, n int) [
 	for i := range n {
 		s := shipment(i)
 		p := s.Order().LedgerPartition(partitions)
-		outcomes[i] = realisticOutcome(t, s, i)
+		outcomes[i] = realisticOutcome(tb, s, i)
 		event, attempt := fmt.Sprintf("evt-%d", i), fmt.Sprintf("packship-5d9c7b6f4-x2x7q/1f0c9a3e/%d", i)
 		add(p, s, &record{Kind: kindIntent, Attempt: attempt, Event: event, Round: 1})
 		r, err := outcomeRecord(attempt, event, 1, &outcomes[i])
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		add(p, s, r)
 		if len(batches[p]) >= 400 {
@@ -72,8 +72,8 @@ func fill(t testing.TB, b *brokertest.Broker, topic string, partitions, n int) [
 	return outcomes
 }
 
-func realisticOutcome(t testing.TB, s *schema.Shipment, n int) schema.Outcome {
-	t.Helper()
+func realisticOutcome(tb testing.TB, s *schema.Shipment, n int) schema.Outcome {
+	tb.Helper()
 	r := schema.Result{
 		ShopID: s.ShopID, TID: s.TID, OutSID: s.OutSID, CompanyCode: s.CompanyCode, Attempts: 1,
 		Upstream: &schema.Exchange{HTTPStatus: 200, Msg: "成功", Msec: 1193, Time: 1612416107, Withheld: 1},
@@ -81,67 +81,77 @@ func realisticOutcome(t testing.TB, s *schema.Shipment, n int) schema.Outcome {
 	}
 	o, err := r.Outcome(s, 1, foldStart.Add(time.Duration(n)*100*time.Millisecond))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return o
 }
 
 // TestReplay asks for the outcomes of a whole ledger again.
 func TestReplay(t *testing.T) {
-	brokertest.Each(t, func(t *testing.T, b *brokertest.Broker) {
-		const n = 30_000
-		topic := b.Topic(t, testPartitions, TopicConfig(testHorizon))
-		outcomes := fill(t, b, topic, testPartitions, n)
-		r := start(t, b, topic, "a")
-		if st := r.Status(); st.Entries != n || st.Damaged != "" {
-			t.Fatalf("got %+v", st)
-		}
-		check := func(t *testing.T, i int) {
-			got, err := r.Stored(t.Context(), shipment(i), "whatever")
-			if err != nil {
-				t.Error(err)
-			} else if got.ResultID != outcomes[i].ResultID || string(got.Event) != string(outcomes[i].Event) {
-				t.Errorf("shipment %d: got %s", i, got.Event)
+	for name, cluster := range brokertest.All {
+		t.Run(name, func(t *testing.T) {
+			b := cluster(t)
+			const n = 30_000
+			topic := b.Topic(t, testPartitions, TopicConfig(testHorizon))
+			outcomes := fill(t, b, topic, testPartitions, n)
+			r := start(t, b, topic, "a")
+			if st := r.Status(); st.Entries != n || st.Damaged != "" {
+				t.Fatalf("got %+v", st)
 			}
-		}
-		replay := func(t *testing.T, workers, jump, most int) {
-			before := r.brake.fetches.Load()
-			var wg sync.WaitGroup
-			next := make(chan int)
-			for range workers {
-				wg.Go(func() {
-					for i := range next {
-						check(t, i)
-					}
-				})
+			check := func(t *testing.T, i int) {
+				t.Helper()
+				got, err := r.Stored(t.Context(), shipment(i), "whatever")
+				if err != nil {
+					t.Error(err)
+				} else if got.ResultID != outcomes[i].ResultID || string(got.Event) != string(outcomes[i].Event) {
+					t.Errorf("shipment %d: got %s", i, got.Event)
+				}
 			}
-			for i := range n {
-				next <- min(n-1, i+rand.IntN(jump))
+			replay := func(t *testing.T, workers, jump, most int) {
+				t.Helper()
+				before := r.brake.fetches.Load()
+				var wg sync.WaitGroup
+				next := make(chan int)
+				for range workers {
+					wg.Go(func() {
+						for i := range next {
+							check(t, i)
+						}
+					})
+				}
+				for i := range n {
+					next <- min(n-1, i+rand.IntN(jump))
+				}
+				close(next)
+				wg.Wait()
+				got := int(r.brake.fetches.Load() - before)
+				t.Logf("%d fetches for %d outcomes, the polls of the tail included", got, n)
+				if got > most {
+					t.Errorf("got %d fetches, want at most %d", got, most)
+				}
 			}
-			close(next)
-			wg.Wait()
-			got := int(r.brake.fetches.Load() - before)
-			t.Logf("%d fetches for %d outcomes, the polls of the tail included", got, n)
-			if got > most {
-				t.Errorf("got %d fetches, want at most %d", got, most)
+			t.Run("in order", func(t *testing.T) { replay(t, 1, 1, 200) })
+			t.Run("by many, somewhat out of order", func(t *testing.T) { replay(t, 32, 100, 400) })
+			for _, c := range r.stored {
+				if len(c.chunks) > readAheadChunks {
+					t.Errorf("%d chunks are kept", len(c.chunks))
+				}
 			}
-		}
-		t.Run("in order", func(t *testing.T) { replay(t, 1, 1, 200) })
-		t.Run("by many, somewhat out of order", func(t *testing.T) { replay(t, 32, 100, 400) })
-		for _, c := range r.stored {
-			if len(c.chunks) > readAheadChunks {
-				t.Errorf("%d chunks are kept", len(c.chunks))
+			// What is settled now is at hand.
+			for _, c := range r.stored {
+				c.chunks = nil
 			}
-		}
-		// What was read last is at hand.
-		before := r.brake.fetches.Load()
-		for i := n - recentOutcomes; i < n; i++ {
-			check(t, i)
-		}
-		if got := r.brake.fetches.Load() - before; got > 2*testPartitions {
-			t.Errorf("got %d fetches for the newest outcomes", got)
-		}
-	})
+			for i := n; i < n+100; i++ {
+				o := settle(t, r, shipment(i), "evt", claim(t, r, shipment(i), "evt", ""), nil)
+				wantStored(t, r, shipment(i), "evt", o)
+			}
+			for _, c := range r.stored {
+				if len(c.chunks) > 0 {
+					t.Error("what was just settled was fetched")
+				}
+			}
+		})
+	}
 }
 
 // TestStoredIsGone has the outcome deleted that is asked for.
@@ -203,7 +213,7 @@ func TestStoredOfAnother(t *testing.T) {
 		shipment string
 		want     error
 	}{{10, "k", nil}, {10, "other", errGone}, {11, "k", errGone}, {9, "k", errGone}} {
-		got, err := r.get(tt.offset, tt.shipment, func(int64) (batch, error) { return b, nil })
+		got, err := r.get(t.Context(), tt.offset, tt.shipment, func(int64) (batch, error) { return b, nil })
 		if !errors.Is(err, tt.want) || err == nil && string(got) != body {
 			t.Errorf("%d of %s: got %s, %v", tt.offset, tt.shipment, got, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -41,6 +42,7 @@ func (l *Ledger) tail(ctx context.Context, p *partition) error {
 	}
 	begun, ready := false, false
 	var next, end int64
+	var entries []entry
 	chores := time.Now().Add(choreInterval)
 	for ctx.Err() == nil {
 		if !begun {
@@ -73,7 +75,7 @@ func (l *Ledger) tail(ctx context.Context, p *partition) error {
 		}
 		l.reading.Worked(p.n)
 		backoff = minBackoff
-		entries := l.decode(p, batch)
+		entries = l.decode(p, batch, entries)
 		for i := range entries {
 			if e := &entries[i]; e.Kind == kindMeta {
 				if err := l.see(p, e); err != nil {
@@ -84,7 +86,7 @@ func (l *Ledger) tail(ctx context.Context, p *partition) error {
 		next = batch.next
 		p.apply(entries, next)
 		if !ready && next >= end {
-			ready = true
+			ready, entries = true, nil // the room for a restore is not needed any more
 			l.arrived(ctx, p)
 		}
 	}
@@ -125,6 +127,7 @@ func (l *Ledger) begin(ctx context.Context, p *partition) (first, end int64, err
 
 // arrived notes that a partition has been read to the end that it had at first.
 func (l *Ledger) arrived(ctx context.Context, p *partition) {
+	p.goLive()
 	if p.epoch() == "" {
 		l.damaged(fmt.Sprintf("partition %d has records but no meta record: its beginning is gone", p.n))
 		if _, err := l.appendMeta(ctx, p, time.Time{}, uuid.NewString()); err != nil {
@@ -168,6 +171,7 @@ func (l *Ledger) fetchBytes(ctx context.Context, partition int, offset, bytes in
 		return batch{}, fmt.Errorf("ledger: fetch %s/%d at %d: %w", l.cfg.Topic, partition, offset, err)
 	}
 	b := batch{next: offset}
+	var room arena
 	for {
 		rec, err := res.Records.ReadRecord()
 		if errors.Is(err, io.EOF) {
@@ -176,7 +180,7 @@ func (l *Ledger) fetchBytes(ctx context.Context, partition int, offset, bytes in
 		if err != nil {
 			return batch{}, fmt.Errorf("ledger: read %s/%d at %d: %w", l.cfg.Topic, partition, b.next, err)
 		}
-		f, err := take(rec)
+		f, err := room.take(rec)
 		if err != nil {
 			return batch{}, fmt.Errorf("ledger: read %s/%d at %d: %w", l.cfg.Topic, partition, rec.Offset, err)
 		}
@@ -197,31 +201,50 @@ func (l *Ledger) fetchBytes(ctx context.Context, partition int, offset, bytes in
 	return b, nil
 }
 
+// arena gives room to the keys and values of a batch. Two allocations for every
+// record would cost as much as reading it does.
+type arena []byte
+
 // take copies a record out of the client's buffers and gives them back.
-func take(rec *protocol.Record) (fetched, error) {
+func (a *arena) take(rec *protocol.Record) (fetched, error) {
 	f := fetched{offset: rec.Offset, time: rec.Time}
 	var errs [2]error
-	f.key, errs[0] = readAll(rec.Key)
-	f.value, errs[1] = readAll(rec.Value)
+	f.key, errs[0] = a.readAll(rec.Key)
+	f.value, errs[1] = a.readAll(rec.Value)
 	return f, errors.Join(errs[:]...)
 }
 
-func readAll(b protocol.Bytes) ([]byte, error) {
+func (a *arena) readAll(b protocol.Bytes) ([]byte, error) {
 	if b == nil {
 		return nil, nil
 	}
 	defer b.Close() //nolint:errcheck // it only counts references
-	return protocol.ReadAll(b)
+	data := a.bytes(b.Len())
+	_, err := io.ReadFull(b, data)
+	return data, err
 }
 
-// decode turns records into entries. One that cannot be read is damage: it may
-// have been an outcome.
-func (l *Ledger) decode(p *partition, b batch) []entry {
-	entries := make([]entry, 0, len(b.records))
+// bytes returns room for n bytes.
+func (a *arena) bytes(n int) []byte {
+	const least, most = 1 << 10, 1 << 16
+	if cap(*a)-len(*a) < n {
+		// Most batches are of one record, those of a restore of thousands.
+		*a = make([]byte, 0, max(n, min(max(2*cap(*a), least), most)))
+	}
+	*a = (*a)[:len(*a)+n]
+	return (*a)[len(*a)-n : len(*a) : len(*a)]
+}
+
+// decode turns records into entries, for which it uses the room in buf. One that
+// cannot be read is damage: it may have been an outcome.
+func (l *Ledger) decode(p *partition, b batch, buf []entry) []entry {
+	entries := slices.Grow(buf[:0], len(b.records))
 	read := time.Now()
 	for i := range b.records {
 		f := &b.records[i]
-		e := entry{offset: f.offset, time: f.time, read: read}
+		entries = entries[:len(entries)+1]
+		e := &entries[len(entries)-1]
+		*e = entry{offset: f.offset, time: f.time, read: read}
 		var err error
 		if e.record, err = decode(f.value); err == nil {
 			switch e.Kind {
@@ -235,10 +258,10 @@ func (l *Ledger) decode(p *partition, b batch) []entry {
 		}
 		if err != nil {
 			l.damaged(fmt.Sprintf("the record at offset %d of partition %d cannot be read: %v", f.offset, p.n, err))
+			entries = entries[:len(entries)-1]
 			continue
 		}
 		l.metrics.records[e.Kind].Inc()
-		entries = append(entries, e)
 	}
 	return entries
 }

@@ -28,18 +28,12 @@ func TopicConfig(horizon time.Duration) map[string]string {
 // CheckTopic reports, in one sentence each, why a topic cannot be the ledger and
 // what to do about it.
 func CheckTopic(ctx context.Context, client *kafka.Client, topic string, partitions int, horizon time.Duration) error {
-	meta, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
+	t, err := lookUp(ctx, client, topic)
 	if err != nil {
-		return fmt.Errorf("ledger: look up topic %s: %w", topic, err)
-	}
-	if len(meta.Topics) != 1 || errors.Is(meta.Topics[0].Error, kafka.UnknownTopicOrPartition) {
-		return fmt.Errorf("ledger: topic %s does not exist: create it with `packship topics create`", topic)
-	}
-	if err := meta.Topics[0].Error; err != nil {
-		return fmt.Errorf("ledger: look up topic %s: %w", topic, err)
+		return err
 	}
 	var errs []error
-	if n := len(meta.Topics[0].Partitions); n != partitions {
+	if n := len(t.Partitions); n != partitions {
 		errs = append(errs, fmt.Errorf("ledger: topic %s has %d partitions instead of %d, which is fixed for ever: set PACKSHIP_LEDGER_PARTITIONS to the number it was made with, or name a new topic in PACKSHIP_TOPIC_LEDGER", topic, n, partitions))
 	}
 	settings, err := topicSettings(ctx, client, topic)
@@ -60,6 +54,27 @@ func CheckTopic(ctx context.Context, client *kafka.Client, topic string, partiti
 		wrong("retention.bytes", "-1")
 	}
 	return errors.Join(errs...)
+}
+
+// lookUp returns what the cluster says of a topic. It looks for a while for one
+// that is not there: a topic that was created a moment ago may not be known to
+// all brokers yet, nor to the client.
+func lookUp(ctx context.Context, client *kafka.Client, topic string) (kafka.Topic, error) {
+	const patience, pause = 2 * time.Second, 100 * time.Millisecond
+	for begin := time.Now(); ; sleep(ctx, pause) {
+		meta, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
+		if err == nil {
+			err = meta.Topics[0].Error
+		}
+		switch {
+		case err == nil:
+			return meta.Topics[0], nil
+		case !errors.Is(err, kafka.UnknownTopicOrPartition):
+			return kafka.Topic{}, fmt.Errorf("ledger: look up topic %s: %w", topic, err)
+		case time.Since(begin) > patience:
+			return kafka.Topic{}, fmt.Errorf("ledger: topic %s does not exist: create it with `packship topics create`", topic)
+		}
+	}
 }
 
 // topicSettings returns the settings of a topic.

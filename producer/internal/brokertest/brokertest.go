@@ -38,10 +38,10 @@ type Broker struct {
 }
 
 // Fake starts a fake cluster on the loopback interface.
-func Fake(t testing.TB, opts ...kfake.Opt) *Broker {
-	t.Helper()
+func Fake(tb testing.TB, opts ...kfake.Opt) *Broker {
+	tb.Helper()
 	b := &Broker{conns: make(map[net.Conn]bool), dial: (&net.Dialer{}).DialContext}
-	b.start(t, func(network, address string) (net.Listener, error) {
+	b.start(tb, func(network, address string) (net.Listener, error) {
 		var lc net.ListenConfig
 		return lc.Listen(context.Background(), network, address)
 	}, opts...)
@@ -50,16 +50,16 @@ func Fake(t testing.TB, opts ...kfake.Opt) *Broker {
 
 // Virtual starts a fake cluster without a real network, for use in a bubble of
 // testing/synctest.
-func Virtual(t testing.TB, opts ...kfake.Opt) *Broker {
-	t.Helper()
+func Virtual(tb testing.TB, opts ...kfake.Opt) *Broker {
+	tb.Helper()
 	vn := new(kfake.VirtualNetwork)
 	b := &Broker{conns: make(map[net.Conn]bool), dial: vn.DialContext}
-	b.start(t, vn.Listen, append([]kfake.Opt{kfake.Ports(9092, 9093, 9094)}, opts...)...)
+	b.start(tb, vn.Listen, append([]kfake.Opt{kfake.Ports(9092, 9093, 9094)}, opts...)...)
 	return b
 }
 
-func (b *Broker) start(t testing.TB, listen func(network, address string) (net.Listener, error), opts ...kfake.Opt) {
-	t.Helper()
+func (b *Broker) start(tb testing.TB, listen func(network, address string) (net.Listener, error), opts ...kfake.Opt) {
+	tb.Helper()
 	opts = append([]kfake.Opt{kfake.NumBrokers(3)}, opts...)
 	opts = append(opts, kfake.ListenFn(func(network, address string) (net.Listener, error) {
 		l, err := listen(network, address)
@@ -70,103 +70,105 @@ func (b *Broker) start(t testing.TB, listen func(network, address string) (net.L
 	}))
 	c, err := kfake.NewCluster(opts...)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(c.Close)
+	tb.Cleanup(c.Close)
 	b.Fake, b.addr = c, kafka.TCP(c.ListenAddrs()...)
 }
 
-// Each runs a test against a fake cluster, and against a real one if there is
-// one.
-func Each(t *testing.T, test func(t *testing.T, b *Broker)) {
-	t.Helper()
-	t.Run("fake", func(t *testing.T) { test(t, Fake(t)) })
-	t.Run("real", func(t *testing.T) { test(t, Real(t)) })
+// All has the ways to get a cluster, by name: a fake one, and a real one if there
+// is one.
+var All = map[string]func(testing.TB) *Broker{
+	"fake": func(tb testing.TB) *Broker {
+		tb.Helper()
+		return Fake(tb)
+	},
+	"real": Real,
 }
 
 // Real returns the real cluster, and skips the test if there is none.
-func Real(t testing.TB) *Broker {
-	t.Helper()
+func Real(tb testing.TB) *Broker {
+	tb.Helper()
 	brokers := os.Getenv("PACKSHIP_TEST_BROKERS") //nolint:forbidigo // a test is told of a real cluster this way
 	if brokers == "" {
-		t.Skip("PACKSHIP_TEST_BROKERS names no real Kafka")
+		tb.Skip("PACKSHIP_TEST_BROKERS names no real Kafka")
 	}
 	return &Broker{addr: kafka.TCP(strings.Split(brokers, ",")...), dial: (&net.Dialer{}).DialContext}
 }
 
 // Client returns a client that keeps the metadata of the given topics fresh.
-func (b *Broker) Client(t testing.TB, topics ...string) *kafka.Client {
-	t.Helper()
+func (b *Broker) Client(tb testing.TB, topics ...string) *kafka.Client {
+	tb.Helper()
 	transport := &kafka.Transport{
 		Dial:           b.dial,
 		MetadataTTL:    500 * time.Millisecond,
 		MetadataTopics: topics,
 		ClientID:       "packship-test",
 	}
-	t.Cleanup(transport.CloseIdleConnections)
+	tb.Cleanup(transport.CloseIdleConnections)
 	return &kafka.Client{Addr: b.addr, Transport: transport, Timeout: 5 * time.Second}
 }
 
 // Topic creates a topic under a name that nobody else uses, and deletes it when
 // the test is over.
-func (b *Broker) Topic(t testing.TB, partitions int, settings map[string]string) string {
-	t.Helper()
+func (b *Broker) Topic(tb testing.TB, partitions int, settings map[string]string) string {
+	tb.Helper()
 	name := "packship-test-" + uuid.NewString()
-	b.Create(t, name, partitions, settings)
-	t.Cleanup(func() { b.Delete(t, name) })
+	b.Create(tb, name, partitions, settings)
+	tb.Cleanup(func() { b.Delete(tb, name) })
 	return name
 }
 
 // Create creates a topic.
-func (b *Broker) Create(t testing.TB, name string, partitions int, settings map[string]string) {
-	t.Helper()
+func (b *Broker) Create(tb testing.TB, name string, partitions int, settings map[string]string) {
+	tb.Helper()
 	var entries []kafka.ConfigEntry
 	for k, v := range settings {
 		entries = append(entries, kafka.ConfigEntry{ConfigName: k, ConfigValue: v})
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	res, err := b.Client(t, name).CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{
+	res, err := b.Client(tb, name).CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{
 		Topic: name, NumPartitions: partitions, ReplicationFactor: -1, ConfigEntries: entries,
 	}}})
 	if err == nil {
 		err = res.Errors[name]
 	}
 	if err != nil {
-		t.Fatalf("create topic %s: %v", name, err)
+		tb.Fatalf("create topic %s: %v", name, err)
 	}
 }
 
 // Delete deletes a topic.
-func (b *Broker) Delete(t testing.TB, name string) {
-	t.Helper()
+func (b *Broker) Delete(tb testing.TB, name string) {
+	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	res, err := b.Client(t, name).DeleteTopics(ctx, &kafka.DeleteTopicsRequest{Topics: []string{name}})
+	res, err := b.Client(tb, name).DeleteTopics(ctx, &kafka.DeleteTopicsRequest{Topics: []string{name}})
 	if err == nil {
 		err = res.Errors[name]
 	}
 	if err != nil {
-		t.Errorf("delete topic %s: %v", name, err)
+		tb.Errorf("delete topic %s: %v", name, err)
 	}
 }
 
 // franz returns a client of another make, which can do what ours cannot.
-func (b *Broker) franz(t testing.TB, opts ...kgo.Opt) *kgo.Client {
-	t.Helper()
+func (b *Broker) franz(tb testing.TB, opts ...kgo.Opt) *kgo.Client {
+	tb.Helper()
 	opts = append(opts, kgo.SeedBrokers(strings.Split(b.addr.String(), ",")...), kgo.Dialer(b.dial),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	client, err := kgo.NewClient(opts...)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return client
 }
 
 // DeleteRecords deletes what is before an offset.
-func (b *Broker) DeleteRecords(t testing.TB, topic string, partition int32, before int64) {
-	t.Helper()
-	client := b.franz(t)
+func (b *Broker) DeleteRecords(tb testing.TB, topic string, partition int32, before int64) {
+	tb.Helper()
+	client := b.franz(tb)
 	defer client.Close()
 	req := kmsg.NewPtrDeleteRecordsRequest()
 	req.TimeoutMillis = 10_000
@@ -176,29 +178,29 @@ func (b *Broker) DeleteRecords(t testing.TB, topic string, partition int32, befo
 	}}
 	resp, err := req.RequestWith(context.Background(), client)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := kerr.ErrorForCode(resp.Topics[0].Partitions[0].ErrorCode); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
 // ProduceTransaction appends a record in a transaction, which leaves a marker
 // behind it in the log.
-func (b *Broker) ProduceTransaction(t testing.TB, topic string, partition int32, key, value []byte) {
-	t.Helper()
-	client := b.franz(t, kgo.TransactionalID(uuid.NewString()))
+func (b *Broker) ProduceTransaction(tb testing.TB, topic string, partition int32, key, value []byte) {
+	tb.Helper()
+	client := b.franz(tb, kgo.TransactionalID(uuid.NewString()))
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	if err := client.BeginTransaction(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := client.ProduceSync(ctx, &kgo.Record{Topic: topic, Partition: partition, Key: key, Value: value}).FirstErr(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := client.EndTransaction(ctx, kgo.TryCommit); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
@@ -210,13 +212,13 @@ type Record struct {
 }
 
 // Log returns everything in a partition.
-func (b *Broker) Log(t testing.TB, topic string, partition int) []Record {
-	t.Helper()
+func (b *Broker) Log(tb testing.TB, topic string, partition int) []Record {
+	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	client := b.Client(t, topic)
+	client := b.Client(tb, topic)
 	var end, next int64
-	retry(ctx, t, func() error {
+	retry(ctx, tb, func() error {
 		res, err := client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{
 			topic: {kafka.FirstOffsetOf(partition), kafka.LastOffsetOf(partition)},
 		}})
@@ -229,7 +231,7 @@ func (b *Broker) Log(t testing.TB, topic string, partition int) []Record {
 	})
 	var log []Record
 	for next < end {
-		retry(ctx, t, func() error {
+		retry(ctx, tb, func() error {
 			res, err := client.Fetch(ctx, &kafka.FetchRequest{
 				Topic: topic, Partition: partition, Offset: next, MinBytes: 1, MaxBytes: 1 << 20, MaxWait: 100 * time.Millisecond,
 			})
@@ -250,7 +252,7 @@ func (b *Broker) Log(t testing.TB, topic string, partition int) []Record {
 				if rec.Offset < next {
 					continue
 				}
-				log = append(log, Record{Offset: rec.Offset, Key: read(t, rec.Key), Value: read(t, rec.Value), Headers: rec.Headers})
+				log = append(log, Record{Offset: rec.Offset, Key: read(tb, rec.Key), Value: read(tb, rec.Value), Headers: rec.Headers})
 				next = rec.Offset + 1
 			}
 		})
@@ -258,21 +260,21 @@ func (b *Broker) Log(t testing.TB, topic string, partition int) []Record {
 	return log
 }
 
-func read(t testing.TB, b protocol.Bytes) []byte {
-	t.Helper()
+func read(tb testing.TB, b protocol.Bytes) []byte {
+	tb.Helper()
 	if b == nil {
 		return nil
 	}
 	data, err := protocol.ReadAll(b)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return data
 }
 
 // retry tries until it works, or fails the test when ctx ends.
-func retry(ctx context.Context, t testing.TB, try func() error) {
-	t.Helper()
+func retry(ctx context.Context, tb testing.TB, try func() error) {
+	tb.Helper()
 	for {
 		err := try()
 		if err == nil {
@@ -281,7 +283,7 @@ func retry(ctx context.Context, t testing.TB, try func() error) {
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 }

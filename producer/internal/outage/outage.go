@@ -80,11 +80,3 @@ func (l *Log) Worked(n int) {
 		l.log.Info("works again", "what", l.what, "duration", time.Since(l.since))
 	}
 }
-
-// Forget drops what is known of thing n without a word: it is not tried any
-// more.
-func (l *Log) Forget(n int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.failed, n)
-}
