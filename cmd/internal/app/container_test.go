@@ -148,7 +148,7 @@ func startBroker(t *testing.T) *broker {
 	defer cancel()
 	engine, err := testcontainers.NewDockerClientWithOpts(ctx)
 	if err != nil {
-		t.Skipf("no container engine answers here: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
+		t.Skipf("no container engine answers; start one, or set DOCKER_HOST (%s)", strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	t.Cleanup(func() { _ = engine.Close() })
 	if host := engine.DaemonHost(); strings.HasPrefix(host, "tcp:") || strings.HasPrefix(host, "ssh:") {
