@@ -21,17 +21,24 @@ import (
 // with the highest generation keeps them. If that one is gone, the member with
 // the lowest id gets them: ids are the same for whichever member computes the
 // assignment.
+//
+// A holder that lost its connection in the middle of a join joins again as a new
+// member, while the old one stays in the group until its session times out. Both
+// say the same generation; the one that has joined more often is alive.
 type singleHolder struct {
 	name string
 	// held is the generation in which this member last held partitions, -1 if
 	// in its latest generation it held none.
 	held atomic.Int32
+	// joins counts how often this member has joined.
+	joins atomic.Int64
 }
 
 // holderData is what a member says of itself when it joins.
 type holderData struct {
-	Name string `json:"name"`
-	Held int32  `json:"held"`
+	Name  string `json:"name"`
+	Held  int32  `json:"held"`
+	Joins int64  `json:"joins"`
 }
 
 func newSingleHolder(name string) *singleHolder {
@@ -51,9 +58,9 @@ func (b *singleHolder) note(generation int32, holds bool) {
 // ProtocolName returns the name under which members agree on this balancer.
 func (*singleHolder) ProtocolName() string { return "packship-single" }
 
-// UserData is called before every join.
+// UserData is called once before every join.
 func (b *singleHolder) UserData() ([]byte, error) {
-	return json.Marshal(holderData{Name: b.name, Held: b.held.Load()})
+	return json.Marshal(holderData{Name: b.name, Held: b.held.Load(), Joins: b.joins.Add(1)})
 }
 
 // AssignGroups gives all partitions to the present holder, or to the member
@@ -63,7 +70,8 @@ func (*singleHolder) AssignGroups(members []kafka.GroupMember, partitions []kafk
 		return nil
 	}
 	holder := slices.MinFunc(members, func(a, b kafka.GroupMember) int {
-		return cmp.Or(cmp.Compare(heldBy(b), heldBy(a)), cmp.Compare(a.ID, b.ID))
+		x, y := dataOf(a), dataOf(b)
+		return cmp.Or(cmp.Compare(y.Held, x.Held), cmp.Compare(y.Joins, x.Joins), cmp.Compare(a.ID, b.ID))
 	})
 	topics := make(map[string][]int)
 	for _, p := range partitions {
@@ -75,12 +83,12 @@ func (*singleHolder) AssignGroups(members []kafka.GroupMember, partitions []kafk
 	return kafka.GroupMemberAssignments{holder.ID: topics}
 }
 
-// heldBy reads the generation out of a member's user data. A member that says
-// nothing readable has held nothing.
-func heldBy(m kafka.GroupMember) int32 {
+// dataOf reads a member's user data. A member that says nothing readable has held
+// nothing. Joins only count between those who say that they held something.
+func dataOf(m kafka.GroupMember) holderData {
 	d := holderData{Held: -1}
-	if err := json.Unmarshal(m.UserData, &d); err != nil {
-		return -1
+	if err := json.Unmarshal(m.UserData, &d); err != nil || d.Held < 0 {
+		return holderData{Held: -1}
 	}
-	return d.Held
+	return d
 }

@@ -18,17 +18,19 @@ func TestSingleHolderAssigns(t *testing.T) {
 		members []kafka.GroupMember
 		want    string
 	}{
-		"one member":                    {[]kafka.GroupMember{member("a", `{"held":-1}`)}, "a"},
-		"nobody held: lowest id":        {[]kafka.GroupMember{member("b", `{"held":-1}`), member("a", `{"held":-1}`)}, "a"},
-		"the holder keeps all":          {[]kafka.GroupMember{member("a", `{"held":-1}`), member("b", `{"name":"x","held":4}`)}, "b"},
-		"the latest holder":             {[]kafka.GroupMember{member("a", `{"held":4}`), member("b", `{"held":7}`)}, "b"},
-		"a tie: lowest id":              {[]kafka.GroupMember{member("c", `{"held":7}`), member("b", `{"held":7}`), member("a", `{"held":6}`)}, "b"},
-		"generation 0 counts":           {[]kafka.GroupMember{member("a", `{"held":-1}`), member("b", `{"held":0}`)}, "b"},
-		"no user data: held nothing":    {[]kafka.GroupMember{member("a", ""), member("b", `{"held":1}`)}, "b"},
-		"damaged data: held nothing":    {[]kafka.GroupMember{member("a", `{"held":99`), member("b", `{"held":1}`)}, "b"},
-		"data without a generation":     {[]kafka.GroupMember{member("a", `{"name":"x"}`), member("b", `{"held":0}`)}, "b"},
-		"data of the wrong type":        {[]kafka.GroupMember{member("a", `{"held":"9"}`), member("b", `{"held":0}`)}, "b"},
-		"data that is no object at all": {[]kafka.GroupMember{member("a", "\x00\x01"), member("b", `[]`)}, "a"},
+		"one member":                                    {[]kafka.GroupMember{member("a", `{"held":-1}`)}, "a"},
+		"nobody held: lowest id":                        {[]kafka.GroupMember{member("b", `{"held":-1}`), member("a", `{"held":-1}`)}, "a"},
+		"the holder keeps all":                          {[]kafka.GroupMember{member("a", `{"held":-1}`), member("b", `{"name":"x","held":4}`)}, "b"},
+		"the latest holder":                             {[]kafka.GroupMember{member("a", `{"held":4}`), member("b", `{"held":7}`)}, "b"},
+		"a tie: lowest id":                              {[]kafka.GroupMember{member("c", `{"held":7}`), member("b", `{"held":7}`), member("a", `{"held":6}`)}, "b"},
+		"a ghost of the holder: who joined last":        {[]kafka.GroupMember{member("a", `{"held":7,"joins":4}`), member("b", `{"held":7,"joins":5}`)}, "b"},
+		"joins do not count for those who hold nothing": {[]kafka.GroupMember{member("a", `{"held":-1,"joins":1}`), member("b", `{"held":-1,"joins":9}`)}, "a"},
+		"generation 0 counts":                           {[]kafka.GroupMember{member("a", `{"held":-1}`), member("b", `{"held":0}`)}, "b"},
+		"no user data: held nothing":                    {[]kafka.GroupMember{member("a", ""), member("b", `{"held":1}`)}, "b"},
+		"damaged data: held nothing":                    {[]kafka.GroupMember{member("a", `{"held":99`), member("b", `{"held":1}`)}, "b"},
+		"data without a generation":                     {[]kafka.GroupMember{member("a", `{"name":"x"}`), member("b", `{"held":0}`)}, "b"},
+		"data of the wrong type":                        {[]kafka.GroupMember{member("a", `{"held":"9"}`), member("b", `{"held":0}`)}, "b"},
+		"data that is no object at all":                 {[]kafka.GroupMember{member("a", "\x00\x01"), member("b", `[]`)}, "a"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -58,7 +60,7 @@ func TestSingleHolderUserData(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return heldBy(kafka.GroupMember{UserData: data})
+		return dataOf(kafka.GroupMember{UserData: data}).Held
 	}
 	if got := held(); got != -1 {
 		t.Errorf("at first: held %d, want -1", got)
@@ -73,8 +75,8 @@ func TestSingleHolderUserData(t *testing.T) {
 	}
 }
 
-// FuzzHeldBy: whatever another member says, the assignment goes on.
-func FuzzHeldBy(f *testing.F) {
+// FuzzUserData: whatever another member says, the assignment goes on.
+func FuzzUserData(f *testing.F) {
 	f.Add([]byte(`{"name":"a","held":3}`))
 	f.Add([]byte(`{"held":1e400}`))
 	f.Add([]byte(nil))

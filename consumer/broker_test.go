@@ -339,3 +339,39 @@ func TestBrokerShelf(t *testing.T) {
 		t.Errorf("settled %d records, want %d", settled, parked+others)
 	}
 }
+
+// A member that is cut off in the middle of a join stays in the group until its
+// session times out. If it is the one that held the partitions last, nobody has
+// them until then.
+func TestBrokerGhostOfAHolder(t *testing.T) {
+	w := inRealWorld(t, 1)
+	w.produce(0, events("s", 1, 5)...)
+	h := new(fakeHandler)
+	r := w.start("a", h)
+	w.awaitCommit(0, 5)
+	network := newCutNet(new(net.Dialer).DialContext)
+	ghost := newSingleHolder("ghost")
+	ghost.note(1000, true)
+	group, err := kafka.NewConsumerGroup(kafka.ConsumerGroupConfig{
+		ID: w.group, Brokers: w.brokers, Topics: []string{w.topic}, GroupBalancers: []kafka.GroupBalancer{ghost},
+		Dialer: &kafka.Dialer{DialFunc: network.DialContext}, SessionTimeout: 6 * time.Second, RebalanceTimeout: 10 * time.Second,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the ghost's join to end the holder's generation", func() bool {
+		return !r.c.gate.IsOpen() || r.c.Status().Generation > 1
+	})
+	network.cut(true)
+	begun := time.Now()
+	if err := group.Close(); err != nil {
+		t.Error(err)
+	}
+	await(t, "the partition to be held in a later generation", func() bool {
+		st := r.c.Status()
+		return st.Generation >= 2 && st.Role == RoleActive && st.GateOpen
+	})
+	t.Logf("the partition was held again %s after the ghost was cut off", time.Since(begun).Round(time.Millisecond))
+	w.produce(0, events("s", 100, 5)...)
+	w.awaitCommit(0, 10)
+}

@@ -156,7 +156,7 @@ func (s *Shipper) decide(ctx context.Context, o *order) (schema.Outcome, error) 
 				return schema.Outcome{}, err
 			}
 			// Nothing that ends by itself comes here; a person must see it.
-			s.cfg.Logger.LogAttrs(ctx, slog.LevelError, "order held up", slog.String("tid", o.TID), slog.Any("err", err))
+			s.cfg.Logger.ErrorContext(ctx, "order held up", "tid", o.TID, "err", err)
 			o.notBefore = time.Now().Add(mishapPause)
 		}
 	}
@@ -310,23 +310,21 @@ func (s *Shipper) publish(ctx context.Context, o *order, outcome schema.Outcome)
 		return err
 	}
 	verdict := string(outcome.Verdict)
-	switch {
-	case outcome.Verdict == schema.Shipped:
+	if outcome.Verdict == schema.Shipped {
 		s.shipped.Add(1)
-	default:
+	} else {
 		s.failed.Add(1)
-		if outcome.Reason == reasonInvalid {
-			verdict = verdictInvalid
-		}
+	}
+	if outcome.Reason == reasonInvalid {
+		verdict = verdictInvalid
 	}
 	duration := time.Since(o.rec.Time)
 	s.metrics.finished.WithLabelValues(verdict, outcome.Class).Inc()
 	s.metrics.duration.WithLabelValues(string(outcome.Verdict)).Observe(max(0, duration.Seconds()))
-	s.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "order settled",
-		slog.String("tid", o.TID), slog.String("shop_id", o.ShopID), slog.Int("partition", o.rec.Partition), slog.Int64("offset", o.rec.Offset),
-		slog.String("outcome", string(outcome.Verdict)), slog.String("reason", outcome.Reason), slog.Bool("maybe_shipped", outcome.MaybeShipped),
-		slog.String("result_id", outcome.ResultID), slog.Bool("called", o.called), slog.Int("retries", max(0, o.tries-1)),
-		slog.Duration("duration", duration))
+	s.cfg.Logger.InfoContext(ctx, "order settled",
+		"tid", o.TID, "shop_id", o.ShopID, "partition", o.rec.Partition, "offset", o.rec.Offset,
+		"outcome", outcome.Verdict, "reason", outcome.Reason, "maybe_shipped", outcome.MaybeShipped,
+		"result_id", outcome.ResultID, "called", o.called, "retries", max(0, o.tries-1), "duration", duration)
 	return nil
 }
 
@@ -341,8 +339,7 @@ func (s *Shipper) bury(ctx context.Context, rec *schema.Record, why error) error
 	}
 	s.buried.Add(1)
 	s.metrics.finished.WithLabelValues(verdictDeadLettered, "").Inc()
-	s.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "record dead-lettered",
-		slog.Int("partition", rec.Partition), slog.Int64("offset", rec.Offset), slog.String("reason", reason))
+	s.cfg.Logger.WarnContext(ctx, "record dead-lettered", "partition", rec.Partition, "offset", rec.Offset, "reason", reason)
 	return nil
 }
 

@@ -149,9 +149,9 @@ type scriptedUpstream struct {
 	left       int
 }
 
-func (u *scriptedUpstream) Serves(*schema.Packed) bool                     { return !u.foreign }
-func (u *scriptedUpstream) Validate(*schema.Packed) []schema.Violation     { return u.violations }
-func (u *scriptedUpstream) Blocked(*schema.Packed) (<-chan struct{}, bool) { return nil, false }
+func (u *scriptedUpstream) Serves(*schema.Packed) bool                   { return !u.foreign }
+func (u *scriptedUpstream) Validate(*schema.Packed) []schema.Violation   { return u.violations }
+func (*scriptedUpstream) Blocked(*schema.Packed) (<-chan struct{}, bool) { return nil, false }
 
 func (u *scriptedUpstream) Admit(ctx context.Context, _ *schema.Packed, again bool) (Turn, error) {
 	u.again = append(u.again, again)

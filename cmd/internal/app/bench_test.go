@@ -178,7 +178,7 @@ func runPlainLoop(b *testing.B, bb *benchBroker, api string) float64 {
 			r := kafka.NewReader(kafka.ReaderConfig{
 				Brokers: bb.settings.KafkaBrokers, Topic: bb.settings.TopicPacked, Partition: p, MinBytes: 1, MaxBytes: 1 << 20, MaxWait: 100 * time.Millisecond,
 			})
-			defer r.Close()
+			defer func() { _ = r.Close() }()
 			for {
 				m, err := r.ReadMessage(ctx)
 				if err != nil {
@@ -227,7 +227,9 @@ func plainCall(ctx context.Context, client *http.Client, api string, p *schema.P
 			return nil, err
 		}
 	}
-	form.Close()
+	if err := form.Close(); err != nil {
+		return nil, err
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, api, &body)
 	if err != nil {
 		return nil, err
@@ -237,7 +239,7 @@ func plainCall(ctx context.Context, client *http.Client, api string, p *schema.P
 	if err != nil {
 		return nil, err
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	return io.ReadAll(res.Body)
 }
 
@@ -249,12 +251,12 @@ func freeAPI(b *testing.B) string {
 		b.Fatal(err)
 	}
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.Copy(io.Discard, r.Body)
+		_, _ = io.Copy(io.Discard, r.Body)
 		w.Header().Set("Content-Type", "application/json")
-		io.WriteString(w, `{"code":0,"msg":"成功","msec":1,"time":1612416107,"data":[{"withholding_money":1,"success":true}]}`)
+		_, _ = io.WriteString(w, `{"code":0,"msg":"成功","msec":1,"time":1612416107,"data":[{"withholding_money":1,"success":true}]}`)
 	})}
-	go server.Serve(listener)
-	b.Cleanup(func() { server.Close() })
+	go func() { _ = server.Serve(listener) }()
+	b.Cleanup(func() { _ = server.Close() })
 	return "http://" + listener.Addr().String() + "/tool/erps/send"
 }
 
