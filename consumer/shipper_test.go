@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,6 +21,7 @@ import (
 // memoryLedger is a ledger of one process and one shipment, with the rules of
 // the real one: it knows what a claim, a takeover, a release and an outcome do.
 type memoryLedger struct {
+	mu       sync.Mutex // guards all but the hooks
 	standing schema.Standing
 	answered map[string]schema.Outcome // by event id
 	shipped  *schema.Outcome
@@ -37,6 +39,7 @@ func newMemoryLedger() *memoryLedger {
 	}
 }
 
+// note logs a record and wakes those who wait. The caller holds mu.
 func (l *memoryLedger) note(format string, args ...any) {
 	l.log = append(l.log, fmt.Sprintf(format, args...))
 	close(l.changed)
@@ -44,6 +47,8 @@ func (l *memoryLedger) note(format string, args ...any) {
 }
 
 func (l *memoryLedger) Look(_ *schema.Shipment, event string) schema.Standing {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	st := l.standing
 	if _, ok := l.answered[event]; ok || l.shipped != nil {
 		st.State = schema.StateSettled
@@ -52,11 +57,14 @@ func (l *memoryLedger) Look(_ *schema.Shipment, event string) schema.Standing {
 }
 
 func (l *memoryLedger) Wait(ctx context.Context, _ *schema.Shipment, _ string, _ schema.Standing, until time.Time) error {
+	l.mu.Lock()
+	changed := l.changed
+	l.mu.Unlock()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-time.After(time.Until(until)):
-	case <-l.changed:
+	case <-changed:
 	}
 	return nil
 }
@@ -65,6 +73,8 @@ func (l *memoryLedger) Claim(_ context.Context, _ *schema.Shipment, _, prev stri
 	if l.beforeClaim != nil {
 		l.beforeClaim()
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.standing.Holder != prev {
 		l.note("claim lost")
 		return schema.Hold{}, false, nil
@@ -87,6 +97,8 @@ func (l *memoryLedger) Claim(_ context.Context, _ *schema.Shipment, _, prev stri
 }
 
 func (l *memoryLedger) Release(_ context.Context, _ *schema.Shipment, h schema.Hold, why string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.standing.Holder == h.Attempt {
 		l.standing.State, l.standing.Holder = schema.StateOpen, ""
 	}
@@ -98,6 +110,8 @@ func (l *memoryLedger) Settle(ctx context.Context, _ *schema.Shipment, event str
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.settleErr != nil {
 		return l.settleErr
 	}
@@ -116,6 +130,8 @@ func (l *memoryLedger) Settle(ctx context.Context, _ *schema.Shipment, event str
 }
 
 func (l *memoryLedger) Refuse(_ context.Context, _ *schema.Shipment, event string, o schema.Outcome) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.standing.State == schema.StateOpen {
 		l.answered[event] = o
 		l.standing.Round++
@@ -125,6 +141,8 @@ func (l *memoryLedger) Refuse(_ context.Context, _ *schema.Shipment, event strin
 }
 
 func (l *memoryLedger) Stored(_ context.Context, _ *schema.Shipment, event string) (schema.Outcome, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.shipped != nil {
 		return *l.shipped, nil
 	}
@@ -336,6 +354,8 @@ func TestShipperDecides(t *testing.T) {
 					b.ledger.beforeClaim = nil
 					b.ledger.standing = schema.Standing{State: schema.StateHeld, Round: 1, Holder: "rival", FreeAt: time.Now().Add(time.Minute)}
 					time.AfterFunc(time.Second, func() {
+						b.ledger.mu.Lock()
+						defer b.ledger.mu.Unlock()
 						b.ledger.shipped = &schema.Outcome{Verdict: schema.Shipped, ResultID: "rival's", Event: json.RawMessage(`{"attempts":1,"reconciled":false}`)}
 						b.ledger.note("rival ships")
 					})
