@@ -187,6 +187,7 @@ func (p *partition) forgetMeta() {
 func (p *partition) expire(now time.Time, horizon time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.fold.cool(now)
 	if p.newest.Before(now) {
 		now = p.newest
 	}

@@ -257,7 +257,7 @@ func TestClocksThatRunAhead(t *testing.T) {
 			last := entry{key: shipment(2).Key(), time: tt.record, record: record{Kind: kindIntent, Attempt: "w/2", Round: 1}}
 			p.apply([]entry{old, last}, 2)
 			p.expire(tt.process, testHorizon)
-			if _, _, known := p.fold.standing(shipment(1).Key(), schema.EventHash{}); known == tt.forgets {
+			if _, _, known := p.fold.standing(shipment(1).Key(), schema.EventHash{}, now); known == tt.forgets {
 				t.Errorf("got known %v", known)
 			}
 		})

@@ -18,8 +18,9 @@
 //   - What a round of attempts has answered is answered for good.
 //
 // The reading order: record.go has the records, fold.go what they mean, partition.go
-// one partition as it is read, tail.go the reading, and ledger.go the methods
-// that the rest of packship calls.
+// one partition as it is read, tail.go the reading, damage.go what is done when
+// records are lost, stored.go how outcomes are read again, and ledger.go the
+// methods that the rest of packship calls.
 //
 // Known limits. Memory and log forget a shipment after the horizon, not at the
 // same moment on all replicas; a packed event that old is not called for anyway.

@@ -151,7 +151,7 @@ func TestExploreFlaws(t *testing.T) {
 		{
 			name: "an intent need not fit",
 			model: model{workers: 3, events: 2, refuse: true, budget: mBudget{bad: 2}, warp: func(f *fold, e *entry) func() {
-				if st, _, _ := f.standing(key, e.hash()); e.Kind == kindIntent {
+				if st, _, _ := f.standing(key, e.hash(), e.read); e.Kind == kindIntent {
 					e.Round, e.Doubt = st.Round, st.Doubt
 				}
 				return nothing
@@ -167,9 +167,11 @@ func TestExploreFlaws(t *testing.T) {
 			want: []string{"early bye"},
 		},
 		{
-			name:  "a failure is settled while its call may still take effect",
-			model: model{workers: 2, events: 2, hasty: true, budget: mBudget{timeout: 1}},
-			want:  []string{"overlap"},
+			name: "a round begins while the call of the last one may still take effect",
+			model: model{workers: 2, events: 2, budget: mBudget{timeout: 1}, warp: func(f *fold, _ *entry) func() {
+				return func() { clear(f.cooling) }
+			}},
+			want: []string{"overlap"},
 		},
 	} {
 		t.Run(flaw.name, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -48,6 +49,11 @@ import (
 // A failure answers the event that its attempt acted for, and those of the
 // attempts that were taken over in its round: their calls may have been made, so
 // that another round for them would be a blind repeat.
+//
+// A failure may have been settled while its call, which nobody answered, was
+// still under way. So the next round, for another event, does not begin before
+// that call can no longer take effect: until then the shipment looks held. That
+// is the only way in which a state depends on the time.
 type fold struct {
 	// lease is how long after a holder's record was read its attempt may still
 	// take effect.
@@ -55,6 +61,9 @@ type fold struct {
 
 	// open has the shipments that are held or released.
 	open map[schema.Key]*open
+	// cooling has those that have failed without an answer, for as long as the
+	// attempt may still take effect.
+	cooling map[schema.Key]cooling
 	// days has those that are settled, by the day of the outcome's record, so
 	// that the horizon forgets whole maps. The newest day is first.
 	days []*day
@@ -75,6 +84,12 @@ type open struct {
 	// unsure has the events of attempts of this round that were taken over.
 	// The round's outcome answers them too.
 	unsure []schema.EventHash
+}
+
+// cooling is a failure whose attempt may still take effect.
+type cooling struct {
+	attempt string
+	until   time.Time
 }
 
 // day is what was settled on one day.
@@ -120,7 +135,7 @@ type failure struct {
 }
 
 func newFold(lease time.Duration) *fold {
-	return &fold{lease: lease, open: make(map[schema.Key]*open)}
+	return &fold{lease: lease, open: make(map[schema.Key]*open), cooling: make(map[schema.Key]cooling)}
 }
 
 // entry is a record with where it stands and what it is about.
@@ -181,6 +196,7 @@ func (f *fold) intent(e *entry) bool {
 	}
 	if f.open[e.key] == nil {
 		f.forget(e.key)
+		delete(f.cooling, e.key)
 		f.open[e.key] = o
 	}
 	o.doubt = e.Doubt
@@ -225,6 +241,7 @@ func (f *fold) shipped(e *entry) bool {
 	}
 	f.forget(e.key)
 	delete(f.open, e.key)
+	delete(f.cooling, e.key)
 	f.day(e.time).settled[e.key] = placeOf(e.offset, e.Round, false)
 	return true
 }
@@ -255,6 +272,9 @@ func (f *fold) fail(e *entry) bool {
 		failed.earlier = &earlier
 	}
 	delete(f.open, e.key)
+	if e.Unanswered {
+		f.cooling[e.key] = cooling{attempt: o.holder, until: o.freeAt}
+	}
 	d := f.day(e.time)
 	d.settled[e.key] = at
 	d.failed[e.key] = failed
@@ -274,9 +294,9 @@ func (f *fold) bye(e *entry) []schema.Key {
 	return freed
 }
 
-// standing tells where a shipment stands for an event, and, if the event is
-// answered, at which offset the outcome is that answers it.
-func (f *fold) standing(key schema.Key, event schema.EventHash) (st schema.Standing, offset int64, known bool) {
+// standing tells where a shipment stands for an event at a time, and, if the
+// event is answered, at which offset the outcome is that answers it.
+func (f *fold) standing(key schema.Key, event schema.EventHash, now time.Time) (st schema.Standing, offset int64, known bool) {
 	if o := f.open[key]; o != nil {
 		st = schema.Standing{State: schema.StateOpen, Round: o.round, Attempts: o.attempts, Doubt: o.doubt}
 		if at := o.answers(event); at != 0 {
@@ -302,6 +322,9 @@ func (f *fold) standing(key schema.Key, event schema.EventHash) (st schema.Stand
 			st.State, st.Round = schema.StateSettled, a.at.round()
 			return st, a.at.offset(), true
 		}
+	}
+	if c, ok := f.cooling[key]; ok && now.Before(c.until) {
+		st.State, st.Holder, st.FreeAt = schema.StateHeld, c.attempt, c.until
 	}
 	return st, 0, true
 }
@@ -353,6 +376,11 @@ func (f *fold) day(t time.Time) *day {
 		f.days = slices.Insert(f.days, i, d)
 	}
 	return f.days[i]
+}
+
+// cool forgets the failures that have cooled down by a time.
+func (f *fold) cool(now time.Time) {
+	maps.DeleteFunc(f.cooling, func(_ schema.Key, c cooling) bool { return !now.Before(c.until) })
 }
 
 // expire forgets what was last touched before a day.

@@ -48,7 +48,7 @@ func newFoldLog(t *testing.T, notations ...string) *foldLog {
 // parseRecord reads a record from a short notation:
 //
 //	intent A e1 r1 [doubt]    takeover A<B e1    release A    shipped A r1
-//	failed A [maybe] [uncalled]    bye w [A ...]    meta
+//	failed A [maybe] [uncalled] [unanswered]    bye w [A ...]    meta
 //
 // Attempt A is of the incarnation w, all others are of v.
 func parseRecord(t *testing.T, notation string) *entry {
@@ -73,6 +73,8 @@ func parseRecord(t *testing.T, notation string) *entry {
 			e.Doubt = true
 		case w == "uncalled":
 			e.Uncalled = true
+		case w == "unanswered":
+			e.Unanswered = true
 		case w[0] == 'r':
 			if _, err := fmt.Sscanf(w, "r%d", &e.Round); err != nil {
 				t.Fatal(err)
@@ -101,7 +103,7 @@ func parseRecord(t *testing.T, notation string) *entry {
 func (l *foldLog) show() string {
 	var parts []string
 	for _, event := range []string{"e1", "e2"} {
-		st, offset, _ := l.standing(foldKey, schema.HashEvent(event))
+		st, offset, _ := l.standing(foldKey, schema.HashEvent(event), foldStart.Add(time.Duration(l.n)*time.Second))
 		s := ""
 		switch st.State {
 		case schema.StateOpen:
@@ -171,15 +173,17 @@ func TestFold(t *testing.T) {
 		{
 			name: "held", log: []string{"intent A e1 r1"}, show: "held by A r1",
 			becomes: map[string]string{
-				"takeover C<A e1":   "held by C r1 a1 doubt",
-				"takeover C<A e2":   "held by C r1 a1 doubt",
-				"release A":         "open r1",
-				"failed A":          "answer @101 r1 | open r2 a1",
-				"failed A maybe":    "answer @101 r1 | open r2 a1 doubt",
-				"failed A uncalled": "answer @101 r1 | open r2",
-				"shipped A r1":      "answer @101 r1",
-				"shipped C r1":      "answer @101 r1",
-				"bye w":             "held by A free r1",
+				"takeover C<A e1": "held by C r1 a1 doubt",
+				"takeover C<A e2": "held by C r1 a1 doubt",
+				"release A":       "open r1",
+				"failed A":        "answer @101 r1 | open r2 a1",
+				"failed A maybe":  "answer @101 r1 | open r2 a1 doubt",
+
+				"failed A maybe unanswered": "answer @101 r1 | held by A r2 a1 doubt",
+				"failed A uncalled":         "answer @101 r1 | open r2",
+				"shipped A r1":              "answer @101 r1",
+				"shipped C r1":              "answer @101 r1",
+				"bye w":                     "held by A free r1",
 			},
 		},
 		{
@@ -191,9 +195,11 @@ func TestFold(t *testing.T) {
 				"failed A":          "answer @102 r1",
 				"failed A maybe":    "answer @102 r1",
 				"failed A uncalled": "answer @102 r1",
-				"shipped A r1":      "answer @102 r1",
-				"shipped C r1":      "answer @102 r1",
-				"bye w":             "held by A free r1 a1 doubt",
+
+				"failed A maybe unanswered": "answer @102 r1",
+				"shipped A r1":              "answer @102 r1",
+				"shipped C r1":              "answer @102 r1",
+				"bye w":                     "held by A free r1 a1 doubt",
 			},
 		},
 		{
@@ -214,18 +220,28 @@ func TestFold(t *testing.T) {
 			},
 		},
 		{
+			name: "failed without an answer", log: []string{"intent A e1 r1", "failed A maybe unanswered"}, show: "answer @101 r1 | held by A r2 a1 doubt",
+			becomes: map[string]string{
+				"intent C e2 r2 doubt": "answer @101 r1 | held by C r2 a1 doubt",
+				"shipped A r1":         "answer @102 r1",
+				"shipped C r1":         "answer @102 r1",
+			},
+		},
+		{
 			name: "held in the second round",
 			log:  []string{"intent B e1 r1", "failed B", "intent A e2 r2"}, show: "answer @101 r1 | held by A r2 a1",
 			becomes: map[string]string{
-				"takeover C<A e1":   "answer @101 r1 | held by C r2 a2 doubt",
-				"takeover C<A e2":   "answer @101 r1 | held by C r2 a2 doubt",
-				"release A":         "answer @101 r1 | open r2 a1",
-				"failed A":          "answer @101 r1 | answer @103 r2",
-				"failed A maybe":    "answer @101 r1 | answer @103 r2",
-				"failed A uncalled": "answer @101 r1 | answer @103 r2",
-				"shipped A r1":      "answer @103 r1",
-				"shipped C r1":      "answer @103 r1",
-				"bye w":             "answer @101 r1 | held by A free r2 a1",
+				"takeover C<A e1": "answer @101 r1 | held by C r2 a2 doubt",
+				"takeover C<A e2": "answer @101 r1 | held by C r2 a2 doubt",
+				"release A":       "answer @101 r1 | open r2 a1",
+				"failed A":        "answer @101 r1 | answer @103 r2",
+				"failed A maybe":  "answer @101 r1 | answer @103 r2",
+
+				"failed A maybe unanswered": "answer @101 r1 | answer @103 r2",
+				"failed A uncalled":         "answer @101 r1 | answer @103 r2",
+				"shipped A r1":              "answer @103 r1",
+				"shipped C r1":              "answer @103 r1",
+				"bye w":                     "answer @101 r1 | held by A free r2 a1",
 			},
 		},
 		{
@@ -248,7 +264,7 @@ func TestFold(t *testing.T) {
 			"intent A e1 r1", "intent C e1 r1", "intent C e2 r1", "intent C e2 r1 doubt", "intent C e1 r2", "intent C e2 r2", "intent C e2 r2 doubt", "intent C e2 r3 doubt",
 			"takeover C<A e1", "takeover C<A e2", "takeover C<D e1",
 			"release A", "release C",
-			"failed A", "failed A maybe", "failed A uncalled", "failed C maybe",
+			"failed A", "failed A maybe", "failed A maybe unanswered", "failed A uncalled", "failed C maybe",
 			"shipped A r1", "shipped C r1",
 			"bye w", "bye w A", "bye v", "meta",
 		} {
@@ -329,6 +345,31 @@ func TestFoldHistories(t *testing.T) {
 	}
 }
 
+func TestFoldCools(t *testing.T) {
+	l := newFoldLog(t, "intent A e1 r1", "failed A maybe unanswered")
+	event := schema.HashEvent("e2")
+	free := foldStart.Add(foldLease)
+	for _, tt := range []struct {
+		now  time.Time
+		want schema.State
+	}{{foldStart, schema.StateHeld}, {free.Add(-1), schema.StateHeld}, {free, schema.StateOpen}} {
+		if st, _, _ := l.standing(foldKey, event, tt.now); st.State != tt.want || st.State == schema.StateHeld && !st.FreeAt.Equal(free) {
+			t.Errorf("after %s: got %+v", tt.now.Sub(foldStart), st)
+		}
+		if st, _, _ := l.standing(foldKey, schema.HashEvent("e1"), tt.now); st.State != schema.StateSettled {
+			t.Errorf("after %s: the answered event got %+v", tt.now.Sub(foldStart), st)
+		}
+	}
+	l.cool(free.Add(-1))
+	if len(l.cooling) != 1 {
+		t.Error("it has cooled down too early")
+	}
+	l.cool(free)
+	if len(l.cooling) != 0 {
+		t.Error("it does not cool down")
+	}
+}
+
 func TestFoldExpires(t *testing.T) {
 	f := newFold(foldLease)
 	key := func(n int) schema.Key { return schema.Key{0: byte(n), 1: byte(n >> 8)} }
@@ -351,7 +392,7 @@ func TestFoldExpires(t *testing.T) {
 	}
 	f.expire(dayOf(foldStart.AddDate(0, 0, 12)))
 	for n := range days {
-		if _, _, known := f.standing(key(n), schema.EventHash{}); known != (n >= 12) {
+		if _, _, known := f.standing(key(n), schema.EventHash{}, foldStart); known != (n >= 12) {
 			t.Errorf("day %d: got known %v", n, known)
 		}
 	}

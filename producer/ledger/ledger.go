@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -223,7 +224,7 @@ func (l *Ledger) partition(s *schema.Shipment) *partition {
 // standing tells where a shipment stands, and at which offset the outcome is if
 // it is settled. The caller holds the partition's mutex.
 func (l *Ledger) standing(p *partition, key schema.Key, event schema.EventHash) (schema.Standing, int64) {
-	st, offset, known := p.fold.standing(key, event)
+	st, offset, known := p.fold.standing(key, event, time.Now())
 	st.Mine = st.Holder != "" && strings.HasPrefix(st.Holder, l.self+"/")
 	if !known && l.damage.Load() != nil {
 		st.Doubt = true
@@ -247,27 +248,42 @@ func (l *Ledger) Look(s *schema.Shipment, event string) schema.Standing {
 func (l *Ledger) Wait(ctx context.Context, s *schema.Shipment, event string, seen schema.Standing, until time.Time) error {
 	p := l.partition(s)
 	key, hash := s.Key(), schema.HashEvent(eventID(event))
-	timer := time.NewTimer(time.Until(until))
-	defer timer.Stop()
 	for {
 		p.mu.Lock()
 		st, _ := l.standing(p, key, hash)
-		if st.State != seen.State || st.Holder != seen.Holder || st.Round != seen.Round || st.FreeAt.Before(seen.FreeAt) {
+		now := time.Now()
+		if st.State != seen.State || st.Holder != seen.Holder || st.Round != seen.Round || st.FreeAt.Before(seen.FreeAt) || !now.Before(until) {
 			p.mu.Unlock()
 			return nil
 		}
 		changed, unwatch := p.watch(key)
 		p.mu.Unlock()
-		select {
-		case <-changed:
-			unwatch()
-		case <-timer.C:
-			unwatch()
-			return nil
-		case <-ctx.Done():
-			unwatch()
-			return fmt.Errorf("ledger: wait for %s: %w", s.TID, context.Cause(ctx))
+		// A shipment that looks held because it has failed without an answer
+		// becomes open by itself.
+		wait := until.Sub(now)
+		if free := st.FreeAt.Sub(now); free > 0 {
+			wait = min(wait, free)
 		}
+		err := await(ctx, changed, wait)
+		unwatch()
+		if err != nil {
+			return fmt.Errorf("ledger: wait for %s: %w", s.TID, err)
+		}
+	}
+}
+
+// await waits until a channel is closed or a time has passed. It returns the
+// cause of the end of ctx if that comes first.
+func await(ctx context.Context, changed <-chan struct{}, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-changed:
+		return nil
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
@@ -339,6 +355,9 @@ func (l *Ledger) Release(ctx context.Context, s *schema.Shipment, h schema.Hold,
 // Settle appends the outcome of a hold and waits until it has read it. The
 // outcome that counts is the one that [Ledger.Stored] returns afterwards; it may
 // be another's.
+//
+// A failure may be settled while its call may still take effect: the next round
+// of the shipment does not begin before that has become impossible.
 func (l *Ledger) Settle(ctx context.Context, s *schema.Shipment, event string, h schema.Hold, o schema.Outcome) error {
 	if want := schema.ResultID(s, h.Round, o.Verdict, o.At); o.ResultID != want {
 		return fmt.Errorf("ledger: settle %s: result id %s is not that of round %d, %s", s.TID, o.ResultID, h.Round, want)
@@ -350,6 +369,7 @@ func (l *Ledger) Settle(ctx context.Context, s *schema.Shipment, event string, h
 	if err != nil {
 		return err
 	}
+	r.Unanswered = o.Verdict == schema.Failed && o.MaybeShipped && !answered(&o)
 	if err := l.write(ctx, l.partition(s), s, r); err != nil {
 		return fmt.Errorf("ledger: settle %s: %w", s.TID, err)
 	}
@@ -384,6 +404,14 @@ func (l *Ledger) Refuse(ctx context.Context, s *schema.Shipment, event string, o
 		return fmt.Errorf("ledger: refuse %s: %w", s.TID, err)
 	}
 	return nil
+}
+
+// answered reports whether the event of an outcome shows an answer of the API.
+func answered(o *schema.Outcome) bool {
+	var event struct {
+		Upstream *struct{} `json:"upstream"`
+	}
+	return json.Unmarshal(o.Event, &event) == nil && event.Upstream != nil
 }
 
 func outcomeRecord(attempt, event string, round int, o *schema.Outcome) (*record, error) {

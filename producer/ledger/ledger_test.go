@@ -145,7 +145,10 @@ func shipment(n int) *schema.Shipment {
 
 func outcomeOf(tb testing.TB, s *schema.Shipment, round int, failure *schema.Failure) schema.Outcome {
 	tb.Helper()
-	r := schema.Result{ShopID: s.ShopID, TID: s.TID, OutSID: s.OutSID, CompanyCode: s.CompanyCode, Failure: failure}
+	r := schema.Result{
+		ShopID: s.ShopID, TID: s.TID, OutSID: s.OutSID, CompanyCode: s.CompanyCode, Failure: failure,
+		Upstream: &schema.Exchange{HTTPStatus: 200},
+	}
 	o, err := r.Outcome(s, round, time.Now())
 	if err != nil {
 		tb.Fatal(err)
@@ -446,6 +449,44 @@ func TestTakeover(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantStored(t, other, s, "e1", shipped)
+	})
+}
+
+// TestFailedWithoutAnswer has a failure settled while its call may still take
+// effect, and another event come for the same shipment.
+func TestFailedWithoutAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", testPartitions, TopicConfig(testHorizon))
+		a := start(t, b, "ledger", "a")
+		s := shipment(1)
+		begin := time.Now()
+		h := claim(t, a, s, "e1", "")
+		r := schema.Result{ShopID: s.ShopID, TID: s.TID, Failure: maybe()}
+		o, err := r.Outcome(s, 1, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Settle(t.Context(), s, "e1", h, o); err != nil {
+			t.Fatal(err)
+		}
+		wantStored(t, a, s, "e1", o)
+		wantStanding(t, a, s, "e2", schema.Standing{State: schema.StateHeld, Round: 2, Attempts: 1, Doubt: true, Holder: h.Attempt, Mine: true})
+		for _, prev := range []string{"", h.Attempt} {
+			if _, held, _ := a.Claim(t.Context(), s, "e2", prev); held {
+				t.Errorf("it was claimed at once, with prev %q", prev)
+			}
+		}
+		seen := a.Look(s, "e2")
+		if err := a.Wait(t.Context(), s, "e2", seen, begin.Add(time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begin); took < testLease || took > testLease+time.Second {
+			t.Errorf("the next round may begin after %s, want %s", took, testLease)
+		}
+		if h := claim(t, a, s, "e2", ""); h.Round != 2 || !h.Doubt {
+			t.Errorf("got %+v", h)
+		}
 	})
 }
 

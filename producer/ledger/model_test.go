@@ -48,6 +48,7 @@ type mRecord struct {
 	doubt         bool // of an outcome: maybe_shipped
 	shipped       bool
 	uncalled      bool
+	unanswered    bool
 	listed        mAttempt // by a bye
 }
 
@@ -57,7 +58,8 @@ type mNode struct {
 	depth    int8
 	record   mRecord
 	accepted bool
-	holder   mAttempt
+	holder   mAttempt // or the one after whose failure it cools down
+	cooling  bool
 	freed    bool // the holder may be taken over because of a bye
 	plain    bool // the shipment has failed, without maybe_shipped
 	opened   int8 // how many events have opened a round
@@ -128,7 +130,6 @@ type model struct {
 	budget          mBudget
 	refuse          bool // event 1 is refused without a call
 	noReadBack      bool
-	hasty           bool // gives up before its call can no longer take effect
 	// warp bends what the fold does to show that the explorer would notice.
 	warp func(f *fold, e *entry) (restore func())
 
@@ -171,7 +172,7 @@ func (m *model) apply(f *fold, n int32) bool {
 	at := time.Unix(int64(m.nodes[n].depth), 0)
 	e := &entry{key: modelShipment.Key(), offset: int64(m.nodes[n].depth), time: at, read: at, record: record{
 		Kind: r.kind, Attempt: m.name(r.attempt), Prev: m.name(r.prev), Event: mEventName(r.event),
-		Round: int(r.round), Doubt: r.doubt, Uncalled: r.uncalled, verdict: schema.Failed,
+		Round: int(r.round), Doubt: r.doubt, Uncalled: r.uncalled, Unanswered: r.unanswered, verdict: schema.Failed,
 	}}
 	if r.shipped {
 		e.verdict = schema.Shipped
@@ -222,16 +223,21 @@ func (m *model) append(log int32, r mRecord) int32 {
 	}
 	key := modelShipment.Key()
 	for e := range m.events {
-		st, offset, _ := f.standing(key, schema.HashEvent(mEventName(e)))
+		st, offset, _ := f.standing(key, schema.HashEvent(mEventName(e)), time.Unix(int64(node.depth), 0))
 		s := &node.standing[e]
 		s.state, s.round, s.doubt, s.answer = st.State, int8(st.Round), st.Doubt, int8(offset)
 	}
-	if o := f.open[key]; o != nil && o.holder != "" {
-		for a, s := range m.strings {
-			if s == o.holder {
-				node.holder = a
-			}
+	holder := f.cooling[key].attempt
+	node.cooling = holder != ""
+	if o := f.open[key]; o != nil {
+		holder = o.holder
+	}
+	for a, s := range m.strings {
+		if s == holder && s != "" {
+			node.holder = a
 		}
+	}
+	if o := f.open[key]; o != nil && o.holder != "" {
 		node.freed = !o.freeAt.After(time.Unix(int64(node.depth), 0))
 	}
 	if d, at, ok := f.settled(key); ok && at.failed() {
@@ -535,7 +541,7 @@ func (m *model) act(s *mState, i int8, yield func(mState), this func() int32) {
 	}
 	settle := func(w mWorker, shipped, maybe bool) {
 		w.phase = mAppend
-		put(s, w, mRecord{kind: kindOutcome, attempt: w.attempt, event: w.event, round: w.round, shipped: shipped, doubt: maybe && !shipped})
+		put(s, w, mRecord{kind: kindOutcome, attempt: w.attempt, event: w.event, round: w.round, shipped: shipped, doubt: maybe && !shipped, unanswered: true})
 	}
 
 	switch w.phase {
@@ -564,7 +570,12 @@ func (m *model) act(s *mState, i int8, yield func(mState), this func() int32) {
 				if node.freed && s.running(node.holder) {
 					m.violate("early bye", this())
 				}
-				if node.freed || !s.leased(node.holder) {
+				switch {
+				case s.leased(node.holder) && !node.freed:
+				case node.cooling:
+					w.round = st.round
+					claim(w, mRecord{kind: kindIntent, round: st.round, doubt: st.doubt})
+				default:
 					claim(w, mRecord{kind: kindTakeover, prev: node.holder, round: st.round})
 				}
 			}
@@ -618,11 +629,8 @@ func (m *model) act(s *mState, i int8, yield func(mState), this func() int32) {
 			}
 		}
 	case mUnsure:
-		// When the call can no longer take effect: give up, or try again if
+		// Give up, or, when the call can no longer take effect, try again if
 		// still the holder.
-		if s.inFlight(w.attempt) && !m.hasty {
-			return
-		}
 		settle(w, false, true)
 		switch {
 		case s.inFlight(w.attempt):

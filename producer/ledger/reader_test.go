@@ -5,9 +5,11 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -60,7 +62,15 @@ func TestReader(t *testing.T) {
 			a := start(t, b, topic, "a")
 			settle(t, a, shipment(1), "e1", claim(t, a, shipment(1), "e1", ""), nil)
 			settle(t, a, shipment(2), "e1", claim(t, a, shipment(2), "e1", ""), refusal())
-			settle(t, a, shipment(3), "e1", claim(t, a, shipment(3), "e1", ""), maybe())
+			h := claim(t, a, shipment(3), "e1", "")
+			inDoubt := schema.Result{TID: shipment(3).TID, Failure: maybe(), Upstream: &schema.Exchange{Code: 101}}
+			o, err := inDoubt.Outcome(shipment(3), h.Round, time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := a.Settle(t.Context(), shipment(3), "e1", h, o); err != nil {
+				t.Fatal(err)
+			}
 			claim(t, a, shipment(4), "e1", "")
 			if err := a.Release(t.Context(), shipment(5), claim(t, a, shipment(5), "e1", ""), "throttled"); err != nil {
 				t.Fatal(err)
@@ -149,7 +159,7 @@ func TestReaderKnowsDamage(t *testing.T) {
 	a := start(t, b, topic, "a")
 	settle(t, a, shipment(1), "e1", claim(t, a, shipment(1), "e1", ""), nil)
 	p := a.partition(shipment(1)).n
-	b.DeleteRecords(t, topic, int32(p), 1) //nolint:gosec // a small number
+	b.DeleteRecords(t, topic, int32(p), 1)
 	r := reader(t, b, topic)
 	if err := r.Load(t.Context()); err != nil {
 		t.Fatal(err)
@@ -162,6 +172,56 @@ func TestReaderKnowsDamage(t *testing.T) {
 	}
 	if !r.Shipped(shipment(1)) {
 		t.Error("what is left is not read")
+	}
+}
+
+// TestReaderForgets has a Reader forget what the horizon has passed, although the
+// log still holds the records.
+func TestReaderForgets(t *testing.T) {
+	b := brokertest.Fake(t)
+	topic := b.Topic(t, 1, map[string]string{"retention.ms": "-1", "message.timestamp.type": "CreateTime"})
+	client := b.Client(t, topic)
+	one := func(c *ReaderConfig) { c.Partitions = 1 }
+	write := func(at time.Time, s *schema.Shipment, r record) {
+		t.Helper()
+		value, err := r.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		rec := kafka.Record{Time: at, Value: kafka.NewBytes(value)}
+		if s != nil {
+			rec.Key = kafka.NewBytes([]byte(s.Canonical()))
+		}
+		res, err := client.Produce(t.Context(), &kafka.ProduceRequest{Topic: topic, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(rec)})
+		if err != nil || res.Error != nil {
+			t.Fatal(err, res)
+		}
+	}
+	ship := func(n int, at time.Time) {
+		t.Helper()
+		write(at, shipment(n), record{Kind: kindIntent, Attempt: "w/0/1", Event: "e1", Round: 1})
+		body, err := encodeOutcome(&schema.Outcome{Verdict: schema.Shipped})
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(at, shipment(n), record{Kind: kindOutcome, Attempt: "w/0/1", Event: "e1", Round: 1, Outcome: body})
+	}
+	now := time.Now()
+	write(now.Add(-2*testHorizon), nil, record{Kind: kindMeta, Meta: &meta{Version: version, Partitions: 1, Horizon: testHorizon.String(), Epoch: "e"}})
+	ship(1, now.Add(-testHorizon-48*time.Hour))
+	ship(2, now.Add(-testHorizon+48*time.Hour))
+	ship(3, now)
+	r := reader(t, b, topic, one)
+	if err := r.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for n, want := range map[int]bool{1: false, 2: true, 3: true} {
+		if got := r.Shipped(shipment(n)); got != want {
+			t.Errorf("shipment %d: shipped %t, want %t", n, got, want)
+		}
+	}
+	if why := r.Damaged(); why != "" {
+		t.Errorf("damaged: %s", why)
 	}
 }
 

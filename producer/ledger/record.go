@@ -43,8 +43,11 @@ type record struct {
 	// have shipped, and of an outcome that any attempt may have.
 	Doubt bool `json:"doubt,omitempty"`
 	// Uncalled says of an outcome that no call was made under its attempt.
-	Uncalled bool   `json:"uncalled,omitempty"`
-	Why      string `json:"why,omitempty"`
+	Uncalled bool `json:"uncalled,omitempty"`
+	// Unanswered says of an outcome that its attempt brought no answer, so
+	// that its call may still be under way.
+	Unanswered bool   `json:"unanswered,omitempty"`
+	Why        string `json:"why,omitempty"`
 
 	// Incarnation is the process that a bye is of, and Open lists its attempts
 	// that may still take effect.
@@ -202,6 +205,7 @@ func scan(value []byte) (record, bool) {
 	}
 	r.Doubt = s.skip(`,"doubt":true`)
 	r.Uncalled = s.skip(`,"uncalled":true`)
+	r.Unanswered = s.skip(`,"unanswered":true`)
 	if s.skip(`,"why":"`) {
 		r.Why = s.text()
 	}
