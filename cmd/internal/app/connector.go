@@ -42,6 +42,7 @@ type Connector struct {
 	registry *prometheus.Registry
 	name     string // of this process, among the replicas
 	api      *upstream.Upstream
+	crash    *crash // for tests of a build of their own
 
 	mu      sync.Mutex         // guards the rest
 	waiting string             // what keeps the connector from being ready; "" once all parts exist
@@ -61,11 +62,12 @@ func New(s Settings, o Options) (*Connector, error) {
 		o.Listen = new(net.ListenConfig).Listen
 	}
 	c := &Connector{settings: s, opts: o, log: o.Logger, registry: newRegistry(), name: processName(), waiting: "starting"}
+	c.crash = newCrash(&c.settings)
 	config, err := s.upstreamConfig()
 	if err != nil {
 		return nil, err
 	}
-	config.DialContext = o.UpstreamDial
+	config.DialContext = c.crash.upstream(o.UpstreamDial)
 	config.Logger = c.component("upstream")
 	config.Registerer = c.registry
 	if c.api, err = upstream.New(config); err != nil {
@@ -105,7 +107,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		return err
 	}
 
-	kafka := NewKafka(s, c.opts.KafkaDial, s.Topics()...)
+	kafka := NewKafka(s, c.crash.kafka(c.opts.KafkaDial), s.Topics()...)
 	life.onStop("kafka connections", func(context.Context) error { kafka.Close(); return nil })
 	if err := c.awaitKafka(run, kafka); err != nil {
 		return unlessEnded(run, err)
@@ -151,7 +153,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		return unlessEnded(run, err)
 	}
 
-	shipper := consumer.NewShipper(consumer.ShipperConfig{
+	shipper := consumer.NewShipper(c.crash.ports(consumer.ShipperConfig{
 		Ledger:     memory,
 		Upstream:   admitting{c.api},
 		Publisher:  out,
@@ -163,7 +165,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		Grace:      s.drain(),
 		Logger:     c.component("shipper"),
 		Registerer: c.registry,
-	})
+	}))
 	reader, err := consumer.New(consumer.Config{
 		Brokers:          kafka.Brokers,
 		GroupID:          s.KafkaGroupID,
@@ -178,7 +180,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		Handover:         s.handover(),
 		StopTimeout:      s.drain(),
 		CatchUp:          memory.CatchUp,
-		Handler:          shipper,
+		Handler:          c.crash.handler(shipper),
 		Logger:           c.component("consumer"),
 		Registerer:       c.registry,
 	})
@@ -352,7 +354,7 @@ func (c *Connector) serve(ctx context.Context, life *lifecycle) error {
 		}
 		return ignoreClosed(<-served)
 	})
-	c.log.Info("http server listening", "addr", listener.Addr())
+	c.log.Info("http server listening", "addr", listener.Addr().String())
 	if c.opts.Serving != nil {
 		c.opts.Serving(listener.Addr())
 	}

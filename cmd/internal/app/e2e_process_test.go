@@ -3,6 +3,7 @@ package app
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"os"
@@ -30,19 +31,30 @@ func TestMain(m *testing.M) {
 		}
 		binaryDir = dir
 		defer func() { _ = os.RemoveAll(dir) }()
+		flag.Parse()
+		if err := parallelTrials(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 		return m.Run()
 	}())
 }
 
-// binary builds the command, once, when the first test needs it.
-var binary = sync.OnceValues(func() (string, error) {
-	path := filepath.Join(binaryDir, "packship")
-	out, err := exec.Command("go", "build", "-o", path, "packship/cmd/packship").CombinedOutput()
+// executable builds the command, once, when the first test needs it.
+var executable = sync.OnceValues(func() (string, error) { return build("packship") })
+
+// crashing builds the command so that it ends where CRASH_AT says.
+var crashing = sync.OnceValues(func() (string, error) { return build("packship-crashing", "-tags", "crashpoints") })
+
+func build(name string, flags ...string) (string, error) {
+	path := filepath.Join(binaryDir, name)
+	args := append([]string{"build", "-o", path}, flags...)
+	out, err := exec.Command("go", append(args, "packship/cmd/packship")...).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	return path, nil
-})
+}
 
 // environ returns the settings as a process gets them.
 func (s *Settings) environ() []string {
@@ -71,7 +83,7 @@ type process struct {
 // spawn starts the real binary.
 func (w *world) spawn() *process {
 	w.t.Helper()
-	path, err := binary()
+	path, err := executable()
 	if err != nil {
 		w.t.Fatal(err)
 	}
