@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,7 +39,7 @@ type Kafka struct {
 	Client  *kafka.Client
 	Dialer  *kafka.Dialer
 
-	transport *kafka.Transport
+	transport *transport
 	settings  *Settings
 }
 
@@ -52,14 +53,14 @@ func NewKafka(s *Settings, dial DialContext, topics ...string) *Kafka {
 	// The longest honest wait is that of a JoinGroup.
 	dial = s.encrypted(capped(dial, s.KafkaRebalanceTimeout+2*requestTimeout))
 	mechanism := s.kafkaSASL()
-	transport := &kafka.Transport{
+	transport := &transport{Transport: kafka.Transport{
 		Dial:           dial,
 		DialTimeout:    dialTimeout,
 		ClientID:       s.KafkaClientID,
 		MetadataTTL:    metadataTTL,
 		MetadataTopics: topics,
 		SASL:           mechanism,
-	}
+	}}
 	return &Kafka{
 		Brokers:   s.KafkaBrokers,
 		Client:    &kafka.Client{Addr: kafka.TCP(s.KafkaBrokers...), Timeout: requestTimeout, Transport: transport},
@@ -69,8 +70,33 @@ func NewKafka(s *Settings, dial DialContext, topics ...string) *Kafka {
 	}
 }
 
-// Close closes the connections of the Client.
-func (k *Kafka) Close() { k.transport.CloseIdleConnections() }
+// Close closes the connections of the Client, which cannot be used any more.
+func (k *Kafka) Close() {
+	k.transport.closed.Store(true)
+	k.transport.CloseIdleConnections()
+}
+
+// transport is kafka-go's transport with an end. Without it, a request that was
+// late to give up would open connections again after they have been closed, and
+// the goroutine that looks after those would never end.
+type transport struct {
+	kafka.Transport
+
+	closed atomic.Bool
+}
+
+// RoundTrip makes one request.
+func (t *transport) RoundTrip(ctx context.Context, addr net.Addr, req kafka.Request) (kafka.Response, error) {
+	if t.closed.Load() {
+		return nil, net.ErrClosed
+	}
+	defer func() {
+		if t.closed.Load() {
+			t.CloseIdleConnections()
+		}
+	}()
+	return t.Transport.RoundTrip(ctx, addr, req)
+}
 
 // capped returns a dial whose connections never wait longer than limit for a
 // read or write, whatever deadline is set, or none.

@@ -2,12 +2,13 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/segmentio/kafka-go"
 )
 
-// Progress is how far the group has come in a partition of the packed topic.
+// Progress is how far a group has come in a partition of a topic.
 type Progress struct {
 	Partition int
 	First     int64 // of the records that are still there
@@ -18,10 +19,16 @@ type Progress struct {
 // Lag is how many offsets lie before the group.
 func (p Progress) Lag() int64 { return p.End - max(p.Committed, p.First) }
 
-// Progress tells how far the group has come in every partition, in their order.
+// Progress tells how far the consumer group has come in every partition of the
+// packed topic, in their order.
 func (k *Kafka) Progress(ctx context.Context) ([]Progress, error) {
-	s := k.settings
-	bounds, err := k.bounds(ctx, s.TopicPacked)
+	return k.ProgressOf(ctx, k.settings.KafkaGroupID, k.settings.TopicPacked)
+}
+
+// ProgressOf tells how far a group has come in every partition of a topic, in
+// their order.
+func (k *Kafka) ProgressOf(ctx context.Context, group, topic string) ([]Progress, error) {
+	bounds, err := k.bounds(ctx, topic)
 	if err != nil {
 		return nil, fmt.Errorf("offsets: %w", err)
 	}
@@ -32,40 +39,51 @@ func (k *Kafka) Progress(ctx context.Context) ([]Progress, error) {
 		list[i] = Progress{Partition: b.Partition, First: b.FirstOffset, End: b.LastOffset, Committed: -1}
 		ids[i], index[b.Partition] = b.Partition, i
 	}
-	res, err := k.Client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: s.KafkaGroupID, Topics: map[string][]int{s.TopicPacked: ids}})
-	if err == nil {
-		err = res.Error
-	}
+	var res *kafka.OffsetFetchResponse
+	err = patiently(ctx, func() (err error) { // a group's coordinator may yet have to be found
+		if res, err = k.Client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: group, Topics: map[string][]int{topic: ids}}); err == nil {
+			err = res.Error
+		}
+		if errors.Is(err, kafka.GroupIdNotFound) { // it has never committed
+			res, err = &kafka.OffsetFetchResponse{}, nil
+		}
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("offsets: of group %s: %w", s.KafkaGroupID, err)
+		return nil, fmt.Errorf("offsets: of group %s: %w", group, err)
 	}
-	for _, p := range res.Topics[s.TopicPacked] {
+	for _, p := range res.Topics[topic] {
 		if p.Error != nil {
-			return nil, fmt.Errorf("offsets: of group %s in partition %d: %w", s.KafkaGroupID, p.Partition, p.Error)
+			return nil, fmt.Errorf("offsets: of group %s in partition %d: %w", group, p.Partition, p.Error)
 		}
 		list[index[p.Partition]].Committed = p.CommittedOffset
 	}
 	return list, nil
 }
 
-// Rewind moves the group to the given offsets, by partition. Kafka refuses it
-// while the group has members.
+// Rewind moves the consumer group to the given offsets of the packed topic, by
+// partition. Kafka refuses it while the group has members.
 func (k *Kafka) Rewind(ctx context.Context, offsets map[int]int64) error {
-	s := k.settings
+	return k.Move(ctx, k.settings.KafkaGroupID, k.settings.TopicPacked, offsets)
+}
+
+// Move moves a group to the given offsets of a topic, by partition. Kafka
+// refuses it while the group has members.
+func (k *Kafka) Move(ctx context.Context, group, topic string, offsets map[int]int64) error {
 	var commits []kafka.OffsetCommit
 	for partition, offset := range offsets {
 		commits = append(commits, kafka.OffsetCommit{Partition: partition, Offset: offset})
 	}
 	res, err := k.Client.OffsetCommit(ctx, &kafka.OffsetCommitRequest{
-		GroupID: s.KafkaGroupID, GenerationID: -1, // of a group without members
-		Topics: map[string][]kafka.OffsetCommit{s.TopicPacked: commits},
+		GroupID: group, GenerationID: -1, // of a group without members
+		Topics: map[string][]kafka.OffsetCommit{topic: commits},
 	})
 	if err != nil {
-		return fmt.Errorf("offsets: move group %s: %w", s.KafkaGroupID, err)
+		return fmt.Errorf("offsets: move group %s: %w", group, err)
 	}
-	for _, p := range res.Topics[s.TopicPacked] {
+	for _, p := range res.Topics[topic] {
 		if p.Error != nil {
-			return fmt.Errorf("offsets: move group %s in partition %d: %w; stop all replicas first", s.KafkaGroupID, p.Partition, p.Error)
+			return fmt.Errorf("offsets: move group %s in partition %d: %w; stop all replicas first", group, p.Partition, p.Error)
 		}
 	}
 	return nil

@@ -11,13 +11,14 @@ import (
 )
 
 // Handler returns the HTTP side of the connector: probes, metrics, the status as
-// a page and as JSON, and the operator's actions.
+// a page and as JSON, the life of an order, and the operator's actions.
 func (c *Connector) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", c.serveHealth)
 	mux.HandleFunc("GET /readyz", c.serveReady)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(c.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /api/status", c.serveStatus)
+	mux.HandleFunc("GET /api/orders/{tid}", c.orderHandler())
 	mux.HandleFunc("GET /{$}", c.servePage)
 	mux.HandleFunc("POST /api/accounts/{name}/resume", c.admin(c.resume))
 	mux.HandleFunc("POST /api/shops/{id}/unpark", c.admin(c.unpark))
@@ -41,11 +42,17 @@ func secured(next http.Handler) http.Handler {
 // API, since killing the process would not bring them back.
 func (c *Connector) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	c.mu.Lock()
-	broken := c.broken
+	broken, reader := c.broken, c.reader
 	c.mu.Unlock()
 	if broken != nil {
 		http.Error(w, broken.Error(), http.StatusServiceUnavailable)
 		return
+	}
+	if reader != nil {
+		if ok, why := reader.Alive(); !ok {
+			http.Error(w, why, http.StatusServiceUnavailable)
+			return
+		}
 	}
 	writeText(w, "ok\n")
 }

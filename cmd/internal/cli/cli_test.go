@@ -72,7 +72,9 @@ func TestExitCodes(t *testing.T) {
 		"config as JSON":   {nil, []string{"config", "--json"}, 0, `^\[\n  \{\n    "name": "PACKSHIP_KAFKA_BROKERS"`, `^$`},
 		"check fine":       {map[string]string{"KAFKA_BROKERS": "k:1", "UPSTREAM_TOKEN": "t"}, []string{"config", "check"}, 0, `^the settings are fine\n$`, `^$`},
 		"check all": {
-			map[string]string{"RATE_PER_SECOND": "x", "KAFKA_BROKER": "k"}, []string{"config", "check"}, 2, `^$`,
+			map[string]string{"RATE_PER_SECOND": "x", "KAFKA_BROKER": "k"},
+			[]string{"config", "check"},
+			2, `^$`,
 			`^PACKSHIP_RATE_PER_SECOND is not a number\nPACKSHIP_KAFKA_BROKERS is not set.*\nPACKSHIP_UPSTREAM_TOKEN is not set.*\nPACKSHIP_KAFKA_BROKER is not a setting; did you mean PACKSHIP_KAFKA_BROKERS\?\n$`,
 		},
 		"check as JSON": {nil, []string{"config", "check", "--json"}, 2, `"name": "PACKSHIP_KAFKA_BROKERS"`, `^$`},

@@ -22,7 +22,7 @@ func csvLines(text []byte) iter.Seq2[Line, error] {
 		r := csv.NewReader(bytes.NewReader(text))
 		r.Comma = separator(text)
 		r.FieldsPerRecord = -1 // counted here, so that a short row is one bad line
-		columns, err := header(r)
+		columns, err := header(r, required)
 		if err != nil {
 			yield(Line{}, err)
 			return
@@ -64,8 +64,8 @@ func separator(text []byte) rune {
 	return best
 }
 
-// header reads the names of the columns.
-func header(r *csv.Reader) ([]string, error) {
+// header reads the names of the columns, of which some are needed.
+func header(r *csv.Reader, needed []string) ([]string, error) {
 	row, err := r.Read()
 	if errors.Is(err, io.EOF) {
 		return nil, errors.New("the table is empty; its first row must name the fields")
@@ -82,7 +82,7 @@ func header(r *csv.Reader) ([]string, error) {
 		columns[i] = name
 	}
 	var missing []string
-	for _, name := range required {
+	for _, name := range needed {
 		if !slices.Contains(columns, name) {
 			missing = append(missing, name)
 		}

@@ -1,0 +1,191 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"packship/cmd/internal/app"
+	"packship/cmd/internal/operate"
+)
+
+// replayFlags are the flags of replay.
+type replayFlags struct {
+	from, to, undo         string
+	partitions             []int
+	execute, force, asJSON bool
+}
+
+func newReplay(std Streams) *cobra.Command {
+	var f replayFlags
+	cmd := &cobra.Command{
+		Use:   "replay --from POINT",
+		Short: "Plan a replay, and move the group there",
+		Long: `replay tells what would happen if the packed events were handled again from a
+point on: how many are done and are only published again, how many would be
+called for, and what that costs. It reads the ledger and the events, and has
+the connector's own code handle them without effect.
+
+A point is "first", an offset, a time as RFC 3339, or a duration, which is that
+long ago: --from 90m. --to bounds the plan.
+
+With --execute the consumer group is moved there. For that it must have no
+members: stop all replicas first. Where the group stood is saved to a file;
+--undo FILE without --from moves it back, with --from it names the file.`,
+		Args: cobra.NoArgs,
+		RunE: do(func(ctx context.Context, _ []string) error { return replay(ctx, std, &f) }),
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.from, "from", "", "where to begin: first, an offset, a time or a duration")
+	flags.StringVar(&f.to, "to", "", "where the plan ends (default: at the end)")
+	flags.IntSliceVar(&f.partitions, "partition", nil, "only this partition of the packed topic; repeatable")
+	flags.BoolVar(&f.execute, "execute", false, "move the group")
+	flags.BoolVar(&f.force, "force", false, "move it even past records that were not handled, and despite --to")
+	flags.StringVar(&f.undo, "undo", "", "move the group back to where this file says it stood; with --from, the file to write")
+	flags.BoolVar(&f.asJSON, "json", false, "write the plan as JSON")
+	return cmd
+}
+
+func replay(ctx context.Context, std Streams, f *replayFlags) error {
+	if f.from == "" && f.undo == "" {
+		return usagef("--from is needed: first, an offset, a time like 2026-11-24T02:00:00Z, or a duration like 90m")
+	}
+	var r operate.ReplayRange
+	now := time.Now()
+	for _, point := range []struct {
+		flag, text string
+		to         *operate.Point
+	}{{"--from", f.from, &r.From}, {"--to", f.to, &r.To}} {
+		if point.text == "" {
+			continue
+		}
+		var err error
+		if *point.to, err = operate.ParsePoint(point.text, now); err != nil {
+			return usagef("%s: %v", point.flag, err)
+		}
+	}
+	r.Partitions = f.partitions
+	return withOperator(ctx, std, app.LoadWithoutToken, func(ctx context.Context, o *operate.Operator, s *app.Settings) error {
+		if f.from == "" {
+			return undoReplay(ctx, std, o, s, f)
+		}
+		if f.execute {
+			if err := o.MayMove(ctx); err != nil { // before the long reading
+				return err
+			}
+		}
+		plan, err := o.PlanReplay(ctx, r)
+		if err != nil {
+			return err
+		}
+		if f.asJSON {
+			err = writeJSON(std.Out, plan)
+		} else {
+			err = showPlan(std, s, plan)
+		}
+		if err != nil {
+			return err
+		}
+		if !f.execute {
+			if !f.asJSON {
+				std.out("nothing was changed; --execute moves group %s there\n", s.KafkaGroupID)
+			}
+			return nil
+		}
+		file, err := o.Replay(ctx, plan, f.undo, f.force)
+		if err != nil {
+			return err
+		}
+		std.err("moved group %s; start the replicas again\nundo with: packship replay --undo %s\n", s.KafkaGroupID, file)
+		return nil
+	})
+}
+
+func undoReplay(ctx context.Context, std Streams, o *operate.Operator, s *app.Settings, f *replayFlags) error {
+	moves, err := o.Undo(ctx, f.undo)
+	if err != nil {
+		return err
+	}
+	if f.asJSON {
+		type move struct {
+			Partition int   `json:"partition"`
+			From      int64 `json:"from"`
+			To        int64 `json:"to"`
+		}
+		list := []move{}
+		for _, m := range moves {
+			list = append(list, move{m.Partition, m.Now, m.From})
+		}
+		return writeJSON(std.Out, map[string]any{"moved": list})
+	}
+	for _, m := range moves {
+		std.out("partition %d: from %d back to %d\n", m.Partition, m.Now, m.From)
+	}
+	if len(moves) == 0 {
+		std.out("nothing to undo: group %s has come that far again\n", s.KafkaGroupID)
+	}
+	return nil
+}
+
+func showPlan(std Streams, s *app.Settings, p *operate.Plan) error {
+	w := tabwriter.NewWriter(std.Out, 0, 0, 2, ' ', 0)
+	row(w, "PARTITION\tGROUP AT\tFROM\tTO\tEND")
+	for _, m := range p.Moves {
+		row(w, "%d\t%d\t%d\t%d\t%d", m.Partition, m.Now, m.From, m.To, m.End)
+	}
+	row(w, "")
+	row(w, "RECORDS\t%d\t", p.Records)
+	for _, line := range []struct {
+		name, meaning string
+		n             int64
+		always        bool
+	}{
+		{"shipped", "no call; the result is published again", p.Shipped, true},
+		{"failed", "no call; a failed result is published", p.Failed, true},
+		{"in doubt", "may be shipped; the API is asked by a call", p.InDoubt, true},
+		{"new", "called for", p.New, true},
+		{"beyond horizon", "older than the ledger remembers; fail without a call", p.BeyondHorizon, true},
+		{"dead letters", "no packed event; copied to the dead letters again", p.DeadLetters, true},
+		{"skipped", "shops of other deployments", p.Skipped, false},
+	} {
+		if line.always || line.n > 0 {
+			row(w, "%s\t%d\t%s", line.name, line.n, line.meaning)
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	std.out("\n%s\n", costs(p.Calls, p.Points, p.Seconds))
+	std.out("downstream: %s\n", downstream(p))
+	if p.Damaged != "" {
+		std.err("packship: the ledger is damaged, so that shipments without a record count as in doubt: %s\n", p.Damaged)
+	}
+	for _, m := range p.Moves {
+		if m.Unfinished() > 0 {
+			std.err("packship: in partition %d group %s stands at %d; beginning at %d would pass over %s\n", m.Partition, s.KafkaGroupID, m.Now, m.From, counted(m.Unfinished(), "record", "records"))
+		}
+	}
+	return nil
+}
+
+// downstream says what the readers of the result topics see.
+func downstream(p *operate.Plan) string {
+	var parts []string
+	add := func(n int64, what string) {
+		if n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, what))
+		}
+	}
+	add(p.Shipped, "shipped results again, with the ids and bytes they have if they were published")
+	add(p.Failed+p.BeyondHorizon, "failed results")
+	add(p.New+p.InDoubt, "new results")
+	add(p.DeadLetters, "copies of dead letters")
+	if len(parts) == 0 {
+		return "sees nothing"
+	}
+	return "sees " + strings.Join(parts, ", ")
+}

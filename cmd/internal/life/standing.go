@@ -1,0 +1,195 @@
+package life
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"packship/producer/ledger"
+	"packship/schema"
+)
+
+// judge writes the sentences.
+func (t *teller) judge() {
+	for i := range t.Shipments {
+		s := &t.Shipments[i]
+		s.Standing = s.sentence()
+	}
+	t.Standing = t.sentence()
+}
+
+// sentence says where a shipment stands and what to do.
+func (s *Shipment) sentence() string {
+	switch s.State {
+	case StateShipped:
+		how := ""
+		if s.last.Reconciled {
+			how = ", which the API confirmed after a call that it had not answered"
+		}
+		return fmt.Sprintf("shipped at %s with waybill %s%s; nothing to do", s.last.OccurredAt, s.OutSID, how)
+	case StateFailed:
+		return s.failed()
+	case StateHeld:
+		return fmt.Sprintf("held since %s by %s: a call is under way or has no known outcome; packship goes on with it by itself as long as a replica runs, so do not ship it by hand", clock(s.at), s.holder)
+	case StateOpen:
+		return fmt.Sprintf("waits to be called for: its last attempt, at %s, reached nothing (%s); packship tries again by itself, and /api/status says what holds it up", clock(s.at), cmp.Or(s.why, "no reason given"))
+	case StateWaiting:
+		return fmt.Sprintf("waits in partition %d of %s with %d records before it; see on /api/status that a replica is active", s.waiting.partition, s.waiting.topic, s.waiting.ahead)
+	default:
+		return "packed, but neither ledger nor results know of it: it is older than they remember, or its shop belongs to another deployment; look it up at the platform before anything is sent"
+	}
+}
+
+func (s *Shipment) failed() string {
+	f := s.last.Failure
+	if f == nil {
+		f = &schema.Failure{Reason: "an unknown reason"}
+	}
+	what := fmt.Sprintf("failed at %s with %s", s.last.OccurredAt, f.Reason)
+	var broken []string
+	for _, v := range f.Violations {
+		broken = append(broken, strings.TrimSpace(v.Rule+" "+v.Message))
+	}
+	if len(broken) > 0 {
+		what += " (" + strings.Join(broken, "; ") + ")"
+	}
+	if f.StopParcel {
+		what += "; stop the parcel, the order may be refunded"
+	}
+	switch {
+	case s.waiting != nil:
+		return fmt.Sprintf("%s, and was sent again: event %s waits in partition %d with %d records before it", what, s.waiting.event, s.waiting.partition, s.waiting.ahead)
+	case f.MaybeShipped:
+		return fmt.Sprintf("%s, and may be shipped all the same: look it up at the platform, and only if it is not shipped run `packship redrive --tid %s --force --execute`", what, s.last.TID)
+	case len(broken) > 0:
+		return fmt.Sprintf("%s; correct it with `packship redrive --tid %s --set FIELD=VALUE --execute`", what, s.last.TID)
+	case f.Redrivable:
+		return fmt.Sprintf("%s: %s; when that is done run `packship redrive --tid %s --execute`", what, advice(f), s.last.TID)
+	default:
+		return fmt.Sprintf("%s: %s; sending it again does not help", what, advice(f))
+	}
+}
+
+// advice is that of a failure, as a part of a sentence.
+func advice(f *schema.Failure) string {
+	return strings.TrimRight(cmp.Or(strings.TrimSpace(f.Advice), "no advice is known"), ".")
+}
+
+// sentence says where the whole order stands.
+func (t *teller) sentence() string {
+	if len(t.Timeline) == 0 {
+		return "nothing is known of order " + t.TID
+	}
+	if len(t.Shipments) == 0 {
+		m := t.Timeline[len(t.Timeline)-1]
+		return fmt.Sprintf("a record that seems to be about the order is no packed event (%s) and lies in the dead letters: see `packship dlq show %d/%d`", m.Why, m.Partition, m.Offset)
+	}
+	parts := t.parts()
+	if len(parts) == 1 {
+		return parts[0].sentence()
+	}
+	states := map[State]int{}
+	var unsettled []string
+	for _, p := range parts {
+		best := p.best()
+		states[best.State]++
+		if best.State != StateShipped || p.twice() {
+			unsettled = append(unsettled, fmt.Sprintf("waybill %s: %s", cmp.Or(best.OutSID, "-"), p.sentence()))
+		}
+	}
+	var counts []string
+	for _, s := range []State{StateShipped, StateFailed, StateHeld, StateOpen, StateWaiting, StateUnknown} {
+		if states[s] > 0 {
+			counts = append(counts, fmt.Sprintf("%d %s", states[s], s))
+		}
+	}
+	text := fmt.Sprintf("%d parcels: %s", len(parts), strings.Join(counts, ", "))
+	if len(unsettled) == 0 {
+		return text + "; nothing to do"
+	}
+	return text + ". " + strings.Join(unsettled, ". ")
+}
+
+// part is what is to be shipped, with all the ways in which that was tried: the
+// same items under another waybill are the same part.
+type part []*Shipment
+
+// parts groups the shipments, in the order in which they were met.
+func (t *teller) parts() []part {
+	var names []string
+	byName := map[string]part{}
+	for i := range t.Shipments {
+		s := &t.Shipments[i]
+		what := schema.Shipment{ShopID: s.key.ShopID, TID: s.key.TID, Split: s.key.Split, SubTID: s.key.SubTID}
+		name := what.Canonical()
+		if byName[name] == nil {
+			names = append(names, name)
+		}
+		byName[name] = append(byName[name], s)
+	}
+	parts := make([]part, len(names))
+	for i, name := range names {
+		parts[i] = byName[name]
+	}
+	return parts
+}
+
+// best returns the shipment that decides where the part stands: one that is
+// shipped, else one that is not over, else the newest failure.
+func (p part) best() *Shipment {
+	return slices.MaxFunc(p, func(a, b *Shipment) int {
+		if c := weight(a.State) - weight(b.State); c != 0 {
+			return c
+		}
+		return a.at.Compare(b.at)
+	})
+}
+
+func weight(s State) int {
+	switch s {
+	case StateShipped:
+		return 3
+	case StateHeld, StateOpen, StateWaiting:
+		return 2
+	case StateFailed:
+		return 1
+	default:
+		return 0
+	}
+}
+
+// twice reports whether the part was shipped under more than one waybill.
+func (p part) twice() bool {
+	n := 0
+	for _, s := range p {
+		if s.State == StateShipped {
+			n++
+		}
+	}
+	return n > 1
+}
+
+func (p part) sentence() string {
+	best := p.best()
+	if !p.twice() {
+		return best.Standing
+	}
+	var waybills []string
+	for _, s := range p {
+		if s.State == StateShipped {
+			waybills = append(waybills, s.OutSID)
+		}
+	}
+	return fmt.Sprintf("shipped under more than one waybill (%s): check at the platform which of them counts, and stop the other parcel", strings.Join(waybills, ", "))
+}
+
+// clock writes a time as a result event does.
+func clock(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z07:00") }
+
+// FromLedger tells the story by the ledger alone, as a running connector knows
+// it.
+func FromLedger(tid, topic string, steps []ledger.Step) Story {
+	return Tell(Found{TID: tid, LedgerTopic: topic, Steps: steps})
+}
