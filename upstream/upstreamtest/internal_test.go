@@ -415,3 +415,28 @@ func BenchmarkPeak(b *testing.B) {
 		p.add(at)
 	}
 }
+
+// TestJournalGoneBeforeRead lets a caller go away between the first byte of its
+// request and the last: its call is not under way for ever.
+func TestJournalGoneBeforeRead(t *testing.T) {
+	j := newJournal(0)
+	form := fields{{Name: "shop_id", Value: "1"}, {Name: "tid", Value: "2"}}
+	call := func() *Entry {
+		e := &Entry{Arrived: time.Now(), Endpoint: string(endpointSend)}
+		j.begin(e)
+		return e
+	}
+	gone := call()
+	j.done(gone, false)
+	j.describe(gone, form)
+	again := call()
+	j.describe(again, form)
+	if again.Overlap || j.Stats().Overlaps != 0 {
+		t.Error("a call counts as one during another whose caller is gone")
+	}
+	during := call()
+	j.describe(during, form)
+	if !during.Overlap {
+		t.Error("a call during another does not count as one")
+	}
+}
