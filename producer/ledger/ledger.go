@@ -141,13 +141,22 @@ func (l *Ledger) Run(ctx context.Context) error {
 		l.releaseOrphans(ctx)
 		return nil
 	})
-	if err := g.Wait(); err != nil {
+	err := g.Wait()
+	if err != nil {
 		l.refusal = err
 		close(l.refused)
-		return err
 	}
-	return nil
+	// What was handed over last may still be under way. It ends by itself.
+	waiting, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushLimit)
+	defer cancel()
+	if err := l.appender.Wait(waiting); err != nil {
+		l.log.Warn("records were still being appended at the end", "err", err)
+	}
+	return err
 }
+
+// flushLimit is how long Run waits at its end for requests that are under way.
+const flushLimit = 10 * time.Second
 
 // Ready reports whether the ledger has been read up to where it ended when that
 // began, and if not, why.

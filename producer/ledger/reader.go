@@ -104,7 +104,9 @@ func (r *Reader) load(ctx context.Context, p *partition) error {
 	return nil
 }
 
-// Look tells where the shipment stands for the packed event.
+// Look tells where the shipment stands for the packed event. A shipment that is
+// held may be taken over at once: nobody acts on what a Reader says before the
+// holder's time is over.
 func (r *Reader) Look(s *schema.Shipment, event string) schema.Standing {
 	return r.ledger.Look(s, event)
 }

@@ -188,13 +188,22 @@ func TestReaderForgets(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rec := kafka.Record{Time: at, Value: kafka.NewBytes(value)}
-		if s != nil {
-			rec.Key = kafka.NewBytes([]byte(s.Canonical()))
-		}
-		res, err := client.Produce(t.Context(), &kafka.ProduceRequest{Topic: topic, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(rec)})
-		if err != nil || res.Error != nil {
-			t.Fatal(err, res)
+		for try := range 50 {
+			rec := kafka.Record{Time: at, Value: kafka.NewBytes(value)}
+			if s != nil {
+				rec.Key = kafka.NewBytes([]byte(s.Canonical()))
+			}
+			res, err := client.Produce(t.Context(), &kafka.ProduceRequest{Topic: topic, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(rec)})
+			if err == nil {
+				err = res.Error
+			}
+			if err == nil {
+				return
+			}
+			if try == 49 {
+				t.Fatal(err)
+			}
+			sleep(t.Context(), 100*time.Millisecond) // the client has yet to learn of the topic
 		}
 	}
 	ship := func(n int, at time.Time) {

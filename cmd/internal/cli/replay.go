@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -175,15 +174,15 @@ func showPlan(std Streams, s *app.Settings, p *operate.Plan) error {
 // downstream says what the readers of the result topics see.
 func downstream(p *operate.Plan) string {
 	var parts []string
-	add := func(n int64, what string) {
+	add := func(n int64, one, many string) {
 		if n > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", n, what))
+			parts = append(parts, counted(n, one, many))
 		}
 	}
-	add(p.Shipped, "shipped results again, with the ids and bytes they have if they were published")
-	add(p.Failed+p.BeyondHorizon, "failed results")
-	add(p.New+p.InDoubt, "new results")
-	add(p.DeadLetters, "copies of dead letters")
+	add(p.Shipped, "shipped result again (same id, same bytes)", "shipped results again (same ids, same bytes)")
+	add(p.Failed+p.BeyondHorizon, "failed result", "failed results")
+	add(p.New+p.InDoubt, "new result", "new results")
+	add(p.DeadLetters, "copy of a dead letter", "copies of dead letters")
 	if len(parts) == 0 {
 		return "sees nothing"
 	}

@@ -182,6 +182,17 @@ func TestStanding(t *testing.T) {
 	}
 }
 
+// TestSuperseded has a try that failed before another one shipped the same items.
+func TestSuperseded(t *testing.T) {
+	h := newHistory(t)
+	h.settle(parcel("A"), "e", refusal())
+	h.settle(parcel("B"), "e2", nil)
+	s := Tell(h.found)
+	if got, want := s.Shipments[0].Standing, "failed at 2026-11-24T12:00:02.000Z, and what it was to ship was shipped with waybill B; nothing to do"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 // TestTell puts a story in order and gives each result once.
 func TestTell(t *testing.T) {
 	h := newHistory(t)

@@ -17,6 +17,14 @@ func (t *teller) judge() {
 		s := &t.Shipments[i]
 		s.Standing = s.sentence()
 	}
+	for _, p := range t.parts() {
+		best := p.best()
+		for _, s := range p {
+			if s.State == StateFailed && best.State == StateShipped {
+				s.Standing = fmt.Sprintf("failed at %s, and what it was to ship was shipped with waybill %s; nothing to do", s.last.OccurredAt, best.OutSID)
+			}
+		}
+	}
 	t.Standing = t.sentence()
 }
 

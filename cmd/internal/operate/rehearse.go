@@ -87,9 +87,9 @@ func (r *rehearsal) decide(f fate) {
 	}
 }
 
-// Look tells where a shipment stands by the ledger and the rehearsal. It makes
-// nobody wait: an attempt that is under way now is over when the plan is carried
-// out.
+// Look tells where a shipment stands by the ledger and the rehearsal. Nobody has
+// to wait: to a Reader of the ledger every attempt is over, as it is when the
+// plan is carried out.
 func (r *rehearsal) Look(s *schema.Shipment, event string) schema.Standing {
 	key := s.Key()
 	if _, ok := r.shipped[key]; ok {
@@ -102,7 +102,6 @@ func (r *rehearsal) Look(s *schema.Shipment, event string) schema.Standing {
 		}
 		return f.standing
 	}
-	st.FreeAt = time.Time{}
 	return st
 }
 
