@@ -286,8 +286,7 @@ func (s *Shipper) refuse(ctx context.Context, o *order, standing schema.Standing
 // beyondHorizon reports whether the record is so old that the ledger may have
 // forgotten what became of it.
 func (s *Shipper) beyondHorizon(o *order, standing schema.Standing) bool {
-	return standing.State == schema.StateOpen && standing.Attempts == 0 && standing.Round <= 1 &&
-		time.Since(o.rec.Time) > s.cfg.Horizon
+	return standing.State == schema.StateOpen && time.Since(o.rec.Time) > s.cfg.Horizon
 }
 
 // stored reads the outcome back. It is always this one that is published, never

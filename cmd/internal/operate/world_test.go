@@ -77,7 +77,8 @@ func newWorld(t *testing.T, change ...func(*app.Settings)) *world {
 	s.KafkaGroupID = unique + "group"
 	s.KafkaSessionTimeout = 6 * time.Second
 	s.UpstreamURL, s.UpstreamToken = url+upstreamtest.SendPath, testToken
-	s.UpstreamTimeout, s.UpstreamSettle = 300*time.Millisecond, 200*time.Millisecond
+	// A call that takes longer on a busy machine would be followed up.
+	s.UpstreamTimeout, s.UpstreamSettle = 4*time.Second, 500*time.Millisecond
 	s.RetryBackoff, s.RetryBackoffMax = 20*time.Millisecond, 100*time.Millisecond
 	s.RatePerSecond, s.RateJitter = 200, time.Millisecond
 	s.LedgerPartitions = 2
