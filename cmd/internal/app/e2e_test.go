@@ -186,24 +186,29 @@ func (w *world) produce(values ...string) {
 func (w *world) append(r schema.Record) {
 	w.t.Helper()
 	eventually(w.t, "record appended", func() bool {
-		record := kafka.Record{Value: kafka.NewBytes(r.Value), Time: time.Now()}
-		if r.Key != nil {
-			record.Key = kafka.NewBytes(r.Key)
-		}
-		for _, h := range r.Headers {
-			record.Headers = append(record.Headers, kafka.Header{Key: h.Key, Value: h.Value})
-		}
-		res, err := w.kafka.Client.Produce(w.t.Context(), &kafka.ProduceRequest{
-			Topic: w.settings.TopicPacked, Partition: r.Partition, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(record),
-		})
-		if err == nil {
-			err = res.Error
-		}
+		err := w.tryAppend(r)
 		if err != nil && !errors.Is(err, kafka.NotLeaderForPartition) {
 			w.t.Fatal(err)
 		}
 		return err == nil
 	})
+}
+
+func (w *world) tryAppend(r schema.Record) error {
+	record := kafka.Record{Value: kafka.NewBytes(r.Value), Time: time.Now()}
+	if r.Key != nil {
+		record.Key = kafka.NewBytes(r.Key)
+	}
+	for _, h := range r.Headers {
+		record.Headers = append(record.Headers, kafka.Header{Key: h.Key, Value: h.Value})
+	}
+	res, err := w.kafka.Client.Produce(w.t.Context(), &kafka.ProduceRequest{
+		Topic: w.settings.TopicPacked, Partition: r.Partition, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(record),
+	})
+	if err != nil {
+		return err
+	}
+	return res.Error
 }
 
 // read returns all records of a topic. A real broker may still be electing the

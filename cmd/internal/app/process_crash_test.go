@@ -1,7 +1,11 @@
 package app
 
 import (
+	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -38,10 +42,98 @@ func TestProcessCrashPoints(t *testing.T) {
 	}
 }
 
+// TestCrashPointsAreLeftOut checks that what kills the process on purpose is in
+// the tests' binary alone.
+func TestCrashPointsAreLeftOut(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the command twice")
+	}
+	for _, tt := range []struct {
+		build func() (string, error)
+		want  bool
+	}{{executable, false}, {crashing, true}} {
+		path, err := tt.build()
+		if err != nil {
+			t.Fatal(err)
+		}
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := bytes.Contains(content, []byte("CRASH_AT")); got != tt.want {
+			t.Errorf("%s knows of crash points: %t, want %t", filepath.Base(path), got, tt.want)
+		}
+	}
+}
+
+// left is what a process that died at a point has left of the only order that
+// there was: y is yes, n is no, anything else depends.
+type left struct{ intent, call, outcome, result, commit byte }
+
+// leftAt says so for each point. It shows that the points are where they should
+// be.
+var leftAt = map[string]left{
+	"c1":  {'n', 'n', 'n', 'n', 'n'},
+	"c2":  {'?', 'n', 'n', 'n', 'n'},
+	"c3":  {'y', 'n', 'n', 'n', 'n'},
+	"c4":  {'y', 'n', 'n', 'n', 'n'},
+	"c5":  {'y', 'y', 'n', 'n', 'n'},
+	"c6":  {'y', 'y', 'n', 'n', 'n'},
+	"c7":  {'y', 'y', '?', 'n', 'n'},
+	"c8":  {'y', 'y', 'y', 'n', 'n'},
+	"c9":  {'y', 'y', 'y', '?', 'n'},
+	"c10": {'y', 'y', 'y', 'y', 'n'},
+	"c11": {'y', 'y', 'y', 'y', '?'},
+}
+
+// crashAlone lets a process die at a point with the first of all orders, and
+// looks what there is of it.
+func (x *trial) crashAlone(point string, want left) {
+	x.t.Helper()
+	nth := 1
+	if point == "c11" {
+		nth = 2 // the first commit says where the group begins
+	}
+	x.pack(1)
+	c := x.run(fmt.Sprintf("CRASH_AT=%s:%d", point, nth))
+	x.awaitEnd(c, false)
+	if !c.died() {
+		x.t.Fatalf("%s was to die at %s:\n%s", c.name, point, c.tail())
+	}
+	x.mourn(c, 0)
+	if want.call == 'y' {
+		x.calls(1) // the API may read it a moment later
+	}
+	e := x.collect()["1"]
+	has := func(kind string) bool {
+		return slices.ContainsFunc(e.ledger, func(r entry) bool { return r.Kind == kind })
+	}
+	for _, part := range []struct {
+		what string
+		got  bool
+		want byte
+	}{
+		{"an intent", has("intent"), want.intent},
+		{"a call", len(e.calls) > 0, want.call},
+		{"an outcome", has("outcome"), want.outcome},
+		{"a result", len(e.results) > 0, want.result},
+		{"a commit", x.done(), want.commit},
+	} {
+		if part.want == 'y' && !part.got || part.want == 'n' && part.got {
+			x.t.Errorf("after a death at %s there is %s: %t", point, part.what, part.got)
+		}
+	}
+}
+
 // crash kills processes at a point.
 func (x *trial) crash(point, how string, kills int) verdict {
 	x.t.Helper()
-	for done := 0; done < kills; {
+	done := 0
+	if want, ok := leftAt[point]; ok {
+		x.crashAlone(point, want)
+		done++
+	}
+	for done < kills {
 		if point == "c12" {
 			// There must be something in the ledger that makes a difference.
 			x.crashOnce([]string{"c2", "c3", "c5", "c7", "c9", "c10"}[x.rand.IntN(6)])
@@ -68,7 +160,7 @@ func (x *trial) crashOnce(point string) bool {
 	case "c11":
 		nth = 1 + x.rand.IntN(2) // a commit covers many orders
 	case "c12":
-		nth = 1 + x.rand.IntN(16) // reads, of which there are many
+		nth = 1 + x.rand.IntN(8) // of the reads it takes to read the ledger
 	case "drain":
 		fresh += 4
 		nth = 1 + x.rand.IntN(2*fresh)

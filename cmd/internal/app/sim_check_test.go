@@ -54,7 +54,7 @@ type simFindings struct {
 	s       *simulation
 	inputs  []*simInput
 	results []*simResult
-	dead    map[string]int // dead letters by partition/offset of the input
+	dead    map[string][]time.Time // dead letters by partition/offset of the input
 	calls   []*simCall
 	ledger  []*simEntry
 	commits []simCommit
@@ -64,6 +64,7 @@ type simFindings struct {
 	outcomes   map[string][]*simOutcome // those that counted, by shipment
 	processes  map[string]*simProcess   // by instance and by name
 	excused    map[string]int           // repeats after an answer that its caller could not write down
+	lateNews   int                      // calls that news of a success came just too late for
 	ambiguous  int                      // orders of which the API cannot say which waybill it took
 	violations []simViolation
 }
@@ -139,7 +140,7 @@ func (f *simFindings) violate(invariant, tid, format string, args ...any) {
 // findings reads all histories and compares them.
 func (s *simulation) findings(ctx context.Context) (*simFindings, error) {
 	f := &simFindings{
-		s: s, dead: map[string]int{}, byEvent: map[string][]*simResult{}, holds: map[string][]*simHold{},
+		s: s, dead: map[string][]time.Time{}, byEvent: map[string][]*simResult{}, holds: map[string][]*simHold{},
 		outcomes: map[string][]*simOutcome{}, processes: map[string]*simProcess{}, excused: map[string]int{},
 	}
 	s.mu.Lock()
@@ -186,7 +187,7 @@ func (f *simFindings) read(ctx context.Context) error {
 		scan(topic, func(r schema.Record) error {
 			res := &simResult{Record: r}
 			res.replyTo, _ = r.Header("in_reply_to")
-			res.at, res.client = s.history.appended(simPartition{topic, int32(r.Partition)}, r.Offset)
+			res.at, res.client = s.history.appended(topic, &r)
 			f.results = append(f.results, res)
 			f.byEvent[res.replyTo] = append(f.byEvent[res.replyTo], res)
 			return json.Unmarshal(r.Value, &res.Result)
@@ -195,12 +196,13 @@ func (f *simFindings) read(ctx context.Context) error {
 	scan(set.TopicDLQ, func(r schema.Record) error {
 		partition, _ := r.Header("packship_partition")
 		offset, _ := r.Header("packship_offset")
-		f.dead[partition+"/"+offset]++
+		at, _ := s.history.appended(set.TopicDLQ, &r)
+		f.dead[partition+"/"+offset] = append(f.dead[partition+"/"+offset], at)
 		return nil
 	})
 	scan(set.TopicLedger, func(r schema.Record) error {
 		e := &simEntry{Record: r}
-		e.at, e.client = s.history.appended(simPartition{set.TopicLedger, int32(r.Partition)}, r.Offset)
+		e.at, e.client = s.history.appended(set.TopicLedger, &r)
 		f.ledger = append(f.ledger, e)
 		return json.Unmarshal(r.Value, &e.what)
 	})
@@ -331,7 +333,14 @@ func (f *simFindings) step(key string, st *simState, e *simEntry) {
 	}
 }
 
-// slack is what the checks allow between two clocks that are the same: the
+// lateNews reports whether a hold was ended by an attempt that had been given up
+// and was not over after all: it brought a success. That may come between a claim
+// and its call.
+func (h *simHold) lateNews() bool {
+	return h.end.what.Kind == "outcome" && h.end.what.Attempt != h.attempt && h.end.what.Outcome.Verdict == schema.Shipped
+}
+
+// simSlack is what the checks allow between two clocks that are the same: the
 // latency of the network, and the times that are known only by the record
 // before.
 const simSlack = 50 * time.Millisecond
@@ -362,10 +371,12 @@ func (f *simFindings) callsAndHolds() {
 			continue
 		case c.Arrived.Sub(under.begin.at) > startBy+simSlack:
 			f.violate("I3", tid, "call %d by %s began %s after its intent, %s are allowed", c.N, c.process.name, c.Arrived.Sub(under.begin.at), startBy)
+		case under.end != nil && under.end.at.Add(simSlack).Before(c.Arrived) && under.lateNews():
+			f.lateNews++
 		case under.end != nil && under.end.at.Add(simSlack).Before(c.Arrived):
 			f.violate("I3", tid, "call %d by %s came at %s, but its hold had ended at %s by a %s", c.N, c.process.name, f.s.history.since(c.Arrived), f.s.history.since(under.end.at), under.end.what.Kind)
-		case under.bye != nil && under.bye.at.Add(simSlack).Before(c.Arrived):
-			f.violate("I3", tid, "call %d by %s came after its good-bye at %s", c.N, c.process.name, f.s.history.since(under.bye.at))
+		case under.bye != nil:
+			f.violate("I3", tid, "call %d by %s was made under an attempt that its good-bye at %s does not list", c.N, c.process.name, f.s.history.since(under.bye.at))
 		}
 		under.call, c.hold = c, under
 	}
@@ -453,18 +464,21 @@ func (s *simulation) brokerTrouble(from, to time.Time) string {
 // answered checks I1: every record has a result or a dead letter.
 func (f *simFindings) answered() {
 	for _, in := range f.inputs {
+		letters := slices.ContainsFunc(f.dead[place(in.Record)], f.beforeCalm)
 		switch {
 		case in.packed == nil:
-			if f.dead[place(in.Record)] == 0 {
+			if !letters {
 				f.violate("I1", "", "record %s is no event and has no dead letter: %q", place(in.Record), in.Value)
 			}
-		case !slices.ContainsFunc(f.byEvent[in.packed.EventID], func(r *simResult) bool { return r.TID == in.packed.TID }):
+		case !slices.ContainsFunc(f.byEvent[in.packed.EventID], func(r *simResult) bool { return r.TID == in.packed.TID && f.beforeCalm(r.at) }):
 			f.violate("I1", in.packed.TID, "event %s at %s has no result", in.packed.EventID, place(in.Record))
-		case f.dead[place(in.Record)] > 0:
+		case letters:
 			f.violate("I1", in.packed.TID, "event %s at %s has a dead letter", in.packed.EventID, place(in.Record))
 		}
 	}
 }
+
+func (f *simFindings) beforeCalm(t time.Time) bool { return !t.After(f.s.calm) }
 
 func place(r schema.Record) string {
 	return strconv.Itoa(r.Partition) + "/" + strconv.FormatInt(r.Offset, 10)
@@ -509,7 +523,10 @@ func (f *simFindings) truth() {
 		if entry.entry.at.After(r.at.Add(simSlack)) {
 			f.violate("I4", r.TID, "result %s was published at %s, before its outcome stood in the ledger at %s", r.ResultID, f.s.history.since(r.at), f.s.history.since(entry.entry.at))
 		}
-		before := slices.ContainsFunc(applied[key], func(c *simCall) bool { return !c.Arrived.After(entry.entry.at) })
+		before := slices.ContainsFunc(applied[key], func(c *simCall) bool {
+			// Times may be the same, the order of the log is not.
+			return c.hold != nil && c.hold.begin.Offset < entry.entry.Offset || c.hold == nil && !c.Arrived.After(entry.entry.at)
+		})
 		switch {
 		case r.Status == schema.Shipped && !before && f.shippedOtherwise(key, r, entry):
 			f.ambiguous++
@@ -589,22 +606,12 @@ func (f *simFindings) identity() {
 // offsets checks I7: a commit covers only what has been settled by then, and
 // those that take effect never go back.
 func (f *simFindings) offsets() {
-	dlq := map[string][]time.Time{}
-	if err := f.s.kafka.Scan(context.Background(), f.s.settings.TopicDLQ, func(r *schema.Record) error {
-		partition, _ := r.Header("packship_partition")
-		offset, _ := r.Header("packship_offset")
-		at, _ := f.s.history.appended(simPartition{r.Topic, int32(r.Partition)}, r.Offset)
-		dlq[partition+"/"+offset] = append(dlq[partition+"/"+offset], at)
-		return nil
-	}); err != nil {
-		f.violate("simulation", "", "%v", err)
-	}
 	// settled counts how often a group had answered the record's event by a
 	// time.
 	settled := func(in *simInput, group string, by time.Time) int {
 		n := 0
 		if in.packed == nil {
-			for _, at := range dlq[place(in.Record)] {
+			for _, at := range f.dead[place(in.Record)] {
 				if !at.After(by) {
 					n++
 				}

@@ -172,7 +172,7 @@ func apiFault(weight, most int, faults ...upstreamtest.Fault) simFault {
 			f.Delay = between(r, 0, s.profile.settle*8/10)
 		case upstreamtest.Slow:
 			f.Delay = between(r, 0, s.profile.timeout+s.profile.settle*6/10)
-		default: // needs no delay
+		default: // the others take no time
 		}
 		s.api.AddFault(f)
 		return fmt.Sprintf("%d times", f.Count), nil

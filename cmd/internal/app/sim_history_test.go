@@ -1,6 +1,7 @@
 package app
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -12,6 +13,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kbin"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"packship/schema"
 )
 
 // simHistory is what the brokers of a simulation have seen beyond what stands in
@@ -20,7 +23,8 @@ type simHistory struct {
 	start time.Time
 
 	mu      sync.Mutex
-	appends map[simPartition][]simAppend // by offset, since they come in its order
+	appends map[simPartition][]simAppend   // by offset, since they come in its order
+	orphans map[simPartition][]*simRequest // produce requests that were never answered
 	commits []simCommit
 	faults  []simFaultLine
 	hangs   []*simHang
@@ -103,7 +107,7 @@ type simFaultLine struct {
 }
 
 func newSimHistory() *simHistory {
-	return &simHistory{start: time.Now(), appends: map[simPartition][]simAppend{}}
+	return &simHistory{start: time.Now(), appends: map[simPartition][]simAppend{}, orphans: map[simPartition][]*simRequest{}}
 }
 
 // since writes a time as the time since the beginning of the simulation.
@@ -133,13 +137,13 @@ func (h *simHistory) faultLog(from, to time.Time) string {
 }
 
 // appended returns when a record came into its log and whose it is. Where the
-// answer never left the broker that is not known; then it is the time of the
-// record before it, and nobody's.
-func (h *simHistory) appended(p simPartition, offset int64) (time.Time, string) {
+// answer never left the broker it goes by the request.
+func (h *simHistory) appended(topic string, r *schema.Record) (time.Time, string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	p := simPartition{topic, int32(r.Partition)}
 	list := h.appends[p]
-	i, found := slices.BinarySearchFunc(list, offset, func(a simAppend, offset int64) int {
+	i, found := slices.BinarySearchFunc(list, r.Offset, func(a simAppend, offset int64) int {
 		switch {
 		case a.base+a.n <= offset:
 			return -1
@@ -149,14 +153,20 @@ func (h *simHistory) appended(p simPartition, offset int64) (time.Time, string) 
 			return 0
 		}
 	})
-	switch {
-	case found:
+	if found {
 		return list[i].at, list[i].client
-	case i > 0:
-		return list[i-1].at, ""
-	default:
-		return h.start, ""
 	}
+	before := h.start
+	if i > 0 {
+		before = list[i-1].at
+	}
+	for _, o := range h.orphans[p] {
+		produce, ok := o.request.(*kmsg.ProduceRequest)
+		if ok && !o.at.Before(before) && bytes.Contains(batchIn(produce, topic, p.partition), r.Value) {
+			return o.at, o.client
+		}
+	}
+	return before, ""
 }
 
 // listen returns a listen function for brokers whose connections are watched.
@@ -182,7 +192,7 @@ func (l *simTapListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &simTap{Conn: conn, history: l.history, era: l.era, pending: map[int32]simRequest{}}, nil
+	return &simTap{Conn: conn, history: l.history, era: l.era, pending: map[int32]*simRequest{}}, nil
 }
 
 // simTap is a broker's end of a connection that notes appends and commits as
@@ -197,9 +207,9 @@ type simTap struct {
 	out []byte // frames for the broker
 
 	mu      sync.Mutex
-	pending map[int32]simRequest // by correlation id
-	mute    map[int32]bool       // not to be answered, by correlation id
-	stuck   bool                 // a request was left without an answer
+	pending map[int32]*simRequest // by correlation id
+	mute    map[int32]bool        // not to be answered, by correlation id
+	stuck   bool                  // a request was left without an answer
 }
 
 type simRequest struct {
@@ -274,14 +284,35 @@ func (c *simTap) asked(frame []byte) bool {
 	if request.ReadFrom(r.Src) != nil {
 		return true // the broker will say so
 	}
-	p := simRequest{at: time.Now(), client: client, request: request}
+	p := &simRequest{at: time.Now(), client: client, request: request}
 	if commit, ok := request.(*kmsg.OffsetCommitRequest); ok {
-		p.commits = c.history.committing(commit, &p, c.era())
+		p.commits = c.history.committing(commit, p, c.era())
 	}
+	c.history.producing(p, true)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.pending[correlation] = p
 	return true
+}
+
+// producing notes that a produce request was made, or answered.
+func (h *simHistory) producing(p *simRequest, begun bool) {
+	produce, ok := p.request.(*kmsg.ProduceRequest)
+	if !ok {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, t := range produce.Topics {
+		for _, tp := range t.Partitions {
+			k := simPartition{t.Topic, tp.Partition}
+			if begun {
+				h.orphans[k] = append(h.orphans[k], p)
+			} else {
+				h.orphans[k] = slices.DeleteFunc(h.orphans[k], func(o *simRequest) bool { return o == p })
+			}
+		}
+	}
 }
 
 // committing notes that a commit was asked for.
@@ -311,7 +342,8 @@ func (c *simTap) Write(b []byte) (int, error) {
 		mute := c.mute[correlation]
 		c.mu.Unlock()
 		if ok {
-			c.answered(&p, b[8:])
+			c.history.producing(p, false)
+			c.answered(p, b[8:])
 		}
 		if mute {
 			return len(b), nil
@@ -368,12 +400,20 @@ func (h *simHistory) appendedLocked(p *simRequest, at simPartition, base, n int6
 // recordsIn returns how many records a produce request has for a partition.
 func recordsIn(produce *kmsg.ProduceRequest, topic string, partition int32) int64 {
 	const countAt = 57 // in a batch of the second format
+	if b := batchIn(produce, topic, partition); len(b) >= countAt+4 {
+		return int64(binary.BigEndian.Uint32(b[countAt:]))
+	}
+	return 1
+}
+
+// batchIn returns the batch that a produce request has for a partition.
+func batchIn(produce *kmsg.ProduceRequest, topic string, partition int32) []byte {
 	for _, t := range produce.Topics {
 		for _, p := range t.Partitions {
-			if t.Topic == topic && p.Partition == partition && len(p.Records) >= countAt+4 {
-				return int64(binary.BigEndian.Uint32(p.Records[countAt:]))
+			if t.Topic == topic && p.Partition == partition {
+				return p.Records
 			}
 		}
 	}
-	return 1
+	return nil
 }

@@ -189,8 +189,14 @@ func (l *simLoad) pack(at time.Time) {
 	case n < 67: // the same shipment packed again
 		same := map[string]any{"out_sid": l.waybill()}
 		for range 2 + r.IntN(2) {
-			l.plan(at, tid, l.event(tid, shop, same), nil)
-			at = later()
+			if value := l.event(tid, shop, same); r.IntN(4) == 0 {
+				l.planIn(r.IntN(simPackedPartitions), at, tid, value, nil)
+			} else {
+				l.plan(at, tid, value, nil)
+			}
+			if r.IntN(3) > 0 {
+				at = later()
+			}
 		}
 	case n < 72: // packed again under another waybill number
 		l.plan(at, tid, l.event(tid, shop, nil), nil)

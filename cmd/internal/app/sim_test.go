@@ -1,7 +1,6 @@
 package app
 
 import (
-	"context"
 	"flag"
 	"fmt"
 	"maps"
@@ -45,6 +44,7 @@ type simTotal struct {
 	orders          int
 	calls, repeats  int
 	excused         map[string]int
+	lateNews        int
 	ambiguous, ends int
 	violations      int
 }
@@ -114,9 +114,9 @@ func (total *simTotal) summary(took time.Duration) string {
 	for _, n := range total.seen {
 		faults += n
 	}
-	return fmt.Sprintf("simulation: seeds %d..%d, %.1f logical hours in %s (%.1f per minute), %d faults (%s), %d replicas, %d orders, %d calls, %d repeats, %d of them after an answer that could not be written down (%s), %d ambiguous, %d violations",
+	return fmt.Sprintf("simulation: seeds %d..%d, %.1f logical hours in %s (%.1f per minute), %d faults (%s), %d replicas, %d orders, %d calls, %d repeats, %d of them after an answer that could not be written down (%s) and %d just before news of a success, %d ambiguous, %d violations",
 		total.first, total.last, total.hours, took.Round(time.Second), total.hours/took.Minutes(), faults, count(total.seen), total.ends,
-		total.orders, total.calls, total.repeats, sum(total.excused), count(total.excused), total.ambiguous, total.violations)
+		total.orders, total.calls, total.repeats, sum(total.excused), count(total.excused), total.lateNews, total.ambiguous, total.violations)
 }
 
 func sum(m map[string]int) int {
@@ -132,13 +132,11 @@ func (total *simTotal) run(t *testing.T, seed uint64, length time.Duration) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := &simulation{t: t, seed: seed, profile: newSimProfile(rand.New(rand.NewPCG(seed, 'p')))}
-		var f *simFindings
-		var err error
-		pprof.Do(t.Context(), pprof.Labels(simLabel, strconv.FormatUint(seed, 10)), func(context.Context) {
-			s.begin()
-			f, err = s.live(length)
-			s.end()
-		})
+		// All goroutines of the bubble inherit the label.
+		pprof.SetGoroutineLabels(pprof.WithLabels(t.Context(), pprof.Labels(simLabel, strconv.FormatUint(seed, 10))))
+		s.begin()
+		f, err := s.live(length)
+		s.end()
 		if err != nil {
 			t.Fatalf("seed %d: %v\nfaults:\n%s", seed, err, s.history.faultLog(s.history.start, time.Now()))
 		}
@@ -174,6 +172,7 @@ func (total *simTotal) add(s *simulation, f *simFindings) {
 	total.orders += s.load.orders
 	total.calls += stats.Calls
 	total.repeats += stats.Repeats
+	total.lateNews += f.lateNews
 	total.ambiguous += f.ambiguous
 	total.violations += len(f.violations)
 }
@@ -181,6 +180,7 @@ func (total *simTotal) add(s *simulation, f *simFindings) {
 // live is the life of a simulation: faults, quiet, a backlog, and at the end
 // everything once more.
 func (s *simulation) live(length time.Duration) (*simFindings, error) {
+	ctx := s.t.Context()
 	for slot := range s.profile.replicas {
 		s.launch(slot)
 	}
@@ -199,11 +199,15 @@ func (s *simulation) live(length time.Duration) (*simFindings, error) {
 	s.settle()
 	s.repair()
 	if !s.drained() {
-		return s.findings(context.Background())
+		s.calm = time.Now()
+		return s.findings(ctx)
 	}
 	s.backlog()
+	// What is published from here on must not hide what was lost before.
+	s.calm = time.Now()
+	time.Sleep(time.Second)
 	s.replay()
-	return s.findings(context.Background())
+	return s.findings(ctx)
 }
 
 // settle sees to it that there is a replica: all of them, one that has lived
