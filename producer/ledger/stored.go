@@ -18,6 +18,9 @@ var ErrNotSettled = errors.New("the ledger has no outcome for the event")
 // Stored returns the outcome that answers the event. It is read from the log,
 // unless it was read a short time ago; the outcomes that follow it in the log
 // come along, so that a replay does not fetch each of them.
+//
+// It tries for as long as ctx lives. An error that wraps [ErrNotSettled] means
+// that the shipment has to be looked at again.
 func (l *Ledger) Stored(ctx context.Context, s *schema.Shipment, event string) (schema.Outcome, error) {
 	p := l.partition(s)
 	key, hash := s.Key(), schema.HashEvent(eventID(event))
@@ -30,13 +33,7 @@ func (l *Ledger) Stored(ctx context.Context, s *schema.Shipment, event string) (
 	}
 	if body == nil {
 		var err error
-		body, err = l.stored[p.n].get(ctx, offset, s.Canonical(), func(from int64) (batch, error) {
-			return l.fetch(ctx, p.n, from)
-		})
-		if errors.Is(err, errGone) || errors.Is(err, kafka.OffsetOutOfRange) {
-			l.dropIfGone(ctx, p, key, offset)
-		}
-		if err != nil {
+		if body, err = l.outcomeAt(ctx, p, key, offset, s.Canonical()); err != nil {
 			return schema.Outcome{}, fmt.Errorf("ledger: outcome of %s at offset %d of partition %d: %w", s.TID, offset, p.n, err)
 		}
 	}
@@ -47,9 +44,36 @@ func (l *Ledger) Stored(ctx context.Context, s *schema.Shipment, event string) (
 	return o, nil
 }
 
-// dropIfGone forgets a shipment whose outcome is no longer in the log. That is how the
+// outcomeAt reads the outcome of a shipment from the log.
+func (l *Ledger) outcomeAt(ctx context.Context, p *partition, key schema.Key, offset int64, shipment string) ([]byte, error) {
+	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
+		body, err := l.stored[p.n].get(ctx, offset, shipment, func(from int64) (batch, error) {
+			return l.fetch(ctx, p.n, from)
+		})
+		if err == nil {
+			return body, nil
+		}
+		gone := errors.Is(err, errGone)
+		if errors.Is(err, kafka.OffsetOutOfRange) {
+			// It was deleted, or a follower that is behind has answered.
+			first, _, err := l.ends(ctx, p.n)
+			gone = err == nil && offset < first
+		}
+		if gone {
+			l.drop(ctx, p, key, offset)
+			return nil, fmt.Errorf("%w: %w", ErrNotSettled, err)
+		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		l.log.Debug("outcome not read, trying again", "partition", p.n, "offset", offset, "err", err)
+		sleep(ctx, backoff)
+	}
+}
+
+// drop forgets a shipment whose outcome is no longer in the log. That is how the
 // horizon ends for a single shipment; before that it is damage.
-func (l *Ledger) dropIfGone(ctx context.Context, p *partition, key schema.Key, offset int64) {
+func (l *Ledger) drop(ctx context.Context, p *partition, key schema.Key, offset int64) {
 	if _, err := l.inspect(ctx, p); err != nil || p.isLost() {
 		return
 	}

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -11,6 +12,9 @@ import (
 	"time"
 
 	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"packship/producer"
 	"packship/producer/internal/brokertest"
@@ -185,7 +189,7 @@ func TestStoredIsGone(t *testing.T) {
 					t.Fatal(err)
 				}
 				b.DeleteRecords(t, "ledger", 0, 3)
-				if _, err := r.Stored(t.Context(), s, "e1"); !errors.Is(err, kafka.OffsetOutOfRange) {
+				if _, err := r.Stored(t.Context(), s, "e1"); !errors.Is(err, kafka.OffsetOutOfRange) || !errors.Is(err, ErrNotSettled) {
 					t.Errorf("got %v", err)
 				}
 				if got := r.Status().Damaged; (got != "") != tt.damaged || tt.damaged && !strings.Contains(got, "before the horizon") {
@@ -194,6 +198,43 @@ func TestStoredIsGone(t *testing.T) {
 				// It is not known any more, so that a replay does not wait for
 				// it for ever.
 				wantStanding(t, r, s, "e1", schema.Standing{Round: 1, Doubt: tt.damaged})
+			})
+		})
+	}
+}
+
+// TestStoredIsPatient asks for an outcome while the log cannot be read.
+func TestStoredIsPatient(t *testing.T) {
+	for name, fault := range map[string]*kerr.Error{
+		"no leader":            kerr.LeaderNotAvailable,
+		"a follower is behind": kerr.OffsetOutOfRange,
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.Virtual(t)
+				b.Create(t, "ledger", 1, nil)
+				r := start(t, b, "ledger", "a", onePartition)
+				s := shipment(1)
+				want := settle(t, r, s, "e1", claim(t, r, s, "e1", ""), nil)
+				p := r.partitions[0]
+				p.mu.Lock()
+				p.recent = recent{}
+				p.mu.Unlock()
+				f := b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Fetch}, Err: fault, Count: -1})
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				if _, err := r.Stored(ctx, s, "e1"); err == nil || errors.Is(err, ErrNotSettled) {
+					t.Errorf("got %v, want that it is given up", err)
+				}
+				begin := time.Now()
+				time.AfterFunc(time.Minute, f.Remove)
+				wantStored(t, r, s, "e1", want)
+				if took := time.Since(begin); took < time.Minute {
+					t.Errorf("took %s", took)
+				}
+				if st := r.Status(); st.Damaged != "" {
+					t.Errorf("damaged: %s", st.Damaged)
+				}
 			})
 		})
 	}
