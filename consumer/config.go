@@ -57,6 +57,10 @@ type Config struct {
 	// partitions. The gate stays closed until it has returned nil.
 	CatchUp func(ctx context.Context) error
 
+	// Resume, if not nil, is called with the text that was committed beside the
+	// offset of a partition that begins here, before CatchUp.
+	Resume func(metadata string)
+
 	// CommitMetadata, if not nil, returns the text that is committed beside
 	// the offsets. Kafka takes up to 4096 bytes; a longer text is left out.
 	CommitMetadata func() string

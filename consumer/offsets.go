@@ -45,10 +45,15 @@ func (c *Consumer) partitions(ctx context.Context) (int, error) {
 	return 0, nil
 }
 
-// committed returns the group's committed offset of each partition, noOffset
-// where there is none. It fails if any of them is in doubt: a partition that
+// commit is what the group has committed for a partition.
+type commit struct {
+	offset   int64 // noOffset if there is none
+	metadata string
+}
+
+// committed returns what the group has committed for each partition. It fails if any of them is in doubt: a partition that
 // began at the wrong place for want of an answer would lose or repeat records.
-func (c *Consumer) committed(ctx context.Context, partitions []int) (map[int]int64, error) {
+func (c *Consumer) committed(ctx context.Context, partitions []int) (map[int]commit, error) {
 	ctx, cancel := request(ctx)
 	defer cancel()
 	res, err := c.cfg.Client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{
@@ -61,19 +66,19 @@ func (c *Consumer) committed(ctx context.Context, partitions []int) (map[int]int
 	if err != nil {
 		return nil, fmt.Errorf("consumer: fetch the committed offsets: %w", err)
 	}
-	offsets := make(map[int]int64, len(partitions))
+	commits := make(map[int]commit, len(partitions))
 	for _, p := range res.Topics[c.cfg.Topic] {
 		if p.Error != nil {
 			return nil, fmt.Errorf("consumer: fetch the committed offset of partition %d: %w", p.Partition, p.Error)
 		}
-		offsets[p.Partition] = max(p.CommittedOffset, noOffset)
+		commits[p.Partition] = commit{max(p.CommittedOffset, noOffset), p.Metadata}
 	}
 	for _, p := range partitions {
-		if _, ok := offsets[p]; !ok {
+		if _, ok := commits[p]; !ok {
 			return nil, fmt.Errorf("consumer: fetch the committed offset of partition %d: %w", p, errNotNamed)
 		}
 	}
-	return offsets, nil
+	return commits, nil
 }
 
 // bounds returns the ends of the log of those partitions whose leader answers.

@@ -293,12 +293,15 @@ func (c *Consumer) takeUp(s *session, partitions []int) ([]int, error) {
 	}
 	var unset []int
 	for _, p := range partitions {
-		if offset := committed[p]; !c.resume(s, p, offset) {
-			if offset == noOffset {
-				unset = append(unset, p)
-			} else {
-				c.begin(s, p, offset)
+		switch at := committed[p]; {
+		case c.resume(s, p, at.offset):
+		case at.offset == noOffset:
+			unset = append(unset, p)
+		default:
+			if c.cfg.Resume != nil {
+				c.cfg.Resume(at.metadata)
 			}
+			c.begin(s, p, at.offset)
 		}
 	}
 	if len(unset) == 0 {

@@ -68,6 +68,41 @@ func TestMetadataThatKafkaWouldRefuseIsLeftOut(t *testing.T) {
 	})
 }
 
+// TestResumeIsTold sees that a member hears what was committed beside the offsets
+// that it begins at, and nothing where it goes on.
+func TestResumeIsTold(t *testing.T) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
+		var mu sync.Mutex
+		var told []string
+		listen := func(text string) func(*Config) {
+			return func(c *Config) {
+				c.CommitMetadata = func() string { return text }
+				c.Resume = func(metadata string) {
+					mu.Lock()
+					defer mu.Unlock()
+					told = append(told, text+" hears "+metadata)
+				}
+			}
+		}
+		w.produce(0, event("s", 1))
+		r := w.start("a", new(fakeHandler), listen("v1"))
+		w.awaitCommit(0, 1)
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+		w.produce(0, event("s", 2))
+		r = w.start("b", new(fakeHandler), listen("v2"))
+		w.awaitCommit(0, 2)
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+		if !slices.Equal(told, []string{"v2 hears v1"}) {
+			t.Errorf("told %q", told)
+		}
+	})
+}
+
 func TestUndecodableRecordsAreHandledAndPassed(t *testing.T) {
 	inWorld(t, 1, func(w *world) {
 		t := w.t

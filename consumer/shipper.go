@@ -3,8 +3,11 @@ package consumer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +23,7 @@ const (
 	classInvalid        = "invalid_request"
 	reasonBeyondHorizon = "beyond_horizon"
 	reasonUnknown       = "outcome_unknown"
+	reasonOtherWaybill  = "shipped_with_other_waybill_possible"
 	classNeedsHuman     = "needs_human"
 )
 
@@ -131,25 +135,21 @@ func (s *Shipper) decide(ctx context.Context, o *order) (schema.Outcome, error) 
 	violations := s.cfg.Upstream.Validate(o.Packed)
 	for {
 		standing := s.cfg.Ledger.Look(&o.Shipment, o.EventID)
-		if standing.State == schema.StateSettled {
-			return s.stored(ctx, o)
-		}
 		free := o.notBefore
 		if standing.State == schema.StateHeld && standing.Holder != o.pending && standing.FreeAt.After(free) {
 			free = standing.FreeAt
 		}
 		var err error
 		switch {
+		case standing.State == schema.StateSettled:
+			var outcome schema.Outcome
+			if outcome, err = s.stored(ctx, o); err == nil {
+				return outcome, nil
+			}
 		case time.Until(free) > 0:
 			err = s.cfg.Ledger.Wait(ctx, &o.Shipment, o.EventID, standing, free)
-		case len(violations) > 0:
-			err = s.refuse(ctx, o, standing, invalid(violations))
-		case s.beyondHorizon(o, standing):
-			err = s.refuse(ctx, o, standing, tooOld())
-		case s.cfg.Park && standing.State == schema.StateHeld:
-			err = s.refuse(ctx, o, standing, gaveUp())
 		default:
-			err = s.attempt(ctx, o, standing)
+			err = s.step(ctx, o, standing, violations)
 		}
 		if err != nil {
 			if ctx.Err() != nil {
@@ -157,13 +157,53 @@ func (s *Shipper) decide(ctx context.Context, o *order) (schema.Outcome, error) 
 			}
 			// Nothing that ends by itself comes here; a person must see it.
 			s.cfg.Logger.ErrorContext(ctx, "order held up", "tid", o.TID, "err", err)
-			o.notBefore = time.Now().Add(mishapPause)
+			sleep(ctx, mishapPause)
 		}
 	}
 }
 
 // mishapPause is how long an order rests after an error that should not be.
 const mishapPause = 5 * time.Second
+
+// step settles an order that nobody holds if that needs no call, and makes an
+// attempt if it does.
+func (s *Shipper) step(ctx context.Context, o *order, standing schema.Standing, violations []schema.Violation) error {
+	related, err := s.cfg.Ledger.Related(ctx, &o.Shipment)
+	if err != nil {
+		return err
+	}
+	violations = slices.Concat(violations, overlaps(o, related))
+	switch {
+	case len(violations) > 0:
+		return s.refuse(ctx, o, standing, invalid(violations))
+	case s.beyondHorizon(o, standing):
+		return s.refuse(ctx, o, standing, tooOld())
+	case o.rec.Time.Before(standing.LostBefore):
+		return s.refuse(ctx, o, standing, lost())
+	case s.cfg.Park && standing.State == schema.StateHeld:
+		return s.refuse(ctx, o, standing, gaveUp())
+	default:
+		return s.attempt(ctx, o, standing)
+	}
+}
+
+// overlaps lists the parts of the order that were shipped already, and would be
+// again: rule V26.
+func overlaps(o *order, related []schema.Related) (violations []schema.Violation) {
+	for _, other := range related {
+		common, overlap := o.Shipment.Overlaps(&other.Shipment)
+		if !other.Shipped || !overlap {
+			continue
+		}
+		field, message := "sub_tid", fmt.Sprintf("sub-orders %s were shipped already, with waybill %s; leave them out", strings.Join(common, ","), other.OutSID)
+		if !o.Shipment.IsPart() {
+			field, message = "is_split", fmt.Sprintf("a part of the order (sub-orders %s) was shipped already, with waybill %s; set is_split to 1 and name those that are left in sub_tid",
+				strings.Join(other.SubTID, ","), other.OutSID)
+		}
+		violations = append(violations, schema.Violation{Rule: "V26", Field: field, Message: message})
+	}
+	return violations
+}
 
 // attempt makes at most one call for the order. It returns nil whatever came of
 // it, and an error only if ctx has ended.
@@ -208,7 +248,11 @@ func (s *Shipper) conclude(ctx context.Context, o *order, hold schema.Hold, answ
 		if hold.Doubt {
 			return s.settle(ctx, o, hold, answer, nil)
 		}
-		return s.settle(ctx, o, hold, answer, refused(answer))
+		failure, err := s.shippedByOther(ctx, o, answer)
+		if err != nil {
+			return err
+		}
+		return s.settle(ctx, o, hold, answer, failure)
 	case schema.ActRetry:
 		if s.cfg.Park {
 			return s.settle(ctx, o, hold, answer, gaveUp())
@@ -228,6 +272,26 @@ func (s *Shipper) conclude(ctx context.Context, o *order, hold schema.Hold, answ
 	default: // schema.ActFail
 		return s.settle(ctx, o, hold, answer, refused(answer))
 	}
+}
+
+// shippedByOther draws the conclusion from an answer that the order is shipped
+// already, although this shipment has not been tried: if another one may have
+// been, its waybill may be on the order.
+func (s *Shipper) shippedByOther(ctx context.Context, o *order, answer schema.Answer) (*schema.Failure, error) {
+	related, err := s.cfg.Ledger.Related(ctx, &o.Shipment)
+	if err != nil {
+		return nil, err
+	}
+	failure := refused(answer)
+	for _, other := range related {
+		if _, overlap := o.Shipment.Overlaps(&other.Shipment); overlap && other.Doubt {
+			failure.Reason, failure.Class = reasonOtherWaybill, classNeedsHuman
+			failure.Redrivable, failure.MaybeShipped = true, true
+			failure.Advice = fmt.Sprintf("The order may have been shipped with waybill %s of %s, by an earlier call whose outcome is not known; look it up, and change the waybill on the platform if it is the wrong one.",
+				other.OutSID, other.CompanyCode)
+		}
+	}
+	return failure, nil
 }
 
 // pause returns how long the order rests before its next attempt. An attempt
@@ -371,6 +435,13 @@ func gaveUp() *schema.Failure {
 	return &schema.Failure{
 		Reason: reasonUnknown, Class: classNeedsHuman, Redrivable: true, MaybeShipped: true,
 		Advice: "A call was made whose outcome is not known; look the order up before it is sent again.",
+	}
+}
+
+func lost() *schema.Failure {
+	return &schema.Failure{
+		Reason: reasonUnknown, Class: classNeedsHuman, Redrivable: true, MaybeShipped: true,
+		Advice: "The ledger has lost records of that time, so a call may have been made that it does not know of; look the order up and redrive it if it was never shipped.",
 	}
 }
 

@@ -31,6 +31,9 @@ type memoryLedger struct {
 	// beforeClaim runs before a claim is decided, as a rival that is faster.
 	beforeClaim func()
 	settleErr   error
+	related     []schema.Related
+	// storedErrs are what Stored answers before it answers.
+	storedErrs []error
 }
 
 func newMemoryLedger() *memoryLedger {
@@ -54,6 +57,10 @@ func (l *memoryLedger) Look(_ *schema.Shipment, event string) schema.Standing {
 		st.State = schema.StateSettled
 	}
 	return st
+}
+
+func (l *memoryLedger) Related(context.Context, *schema.Shipment) ([]schema.Related, error) {
+	return l.related, nil
 }
 
 func (l *memoryLedger) Wait(ctx context.Context, _ *schema.Shipment, _ string, _ schema.Standing, until time.Time) error {
@@ -143,6 +150,11 @@ func (l *memoryLedger) Refuse(_ context.Context, _ *schema.Shipment, event strin
 func (l *memoryLedger) Stored(_ context.Context, _ *schema.Shipment, event string) (schema.Outcome, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if len(l.storedErrs) > 0 {
+		err := l.storedErrs[0]
+		l.storedErrs = l.storedErrs[1:]
+		return schema.Outcome{}, err
+	}
 	if l.shipped != nil {
 		return *l.shipped, nil
 	}

@@ -248,8 +248,12 @@ func (c *Consumer) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	offsets := make(map[int]int64, len(foreign))
+	for p, at := range foreign {
+		offsets[p] = at.offset
+	}
 	c.mu.Lock()
-	c.foreign = foreign
+	c.foreign = offsets
 	c.mu.Unlock()
 	return nil
 }

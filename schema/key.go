@@ -49,6 +49,24 @@ func (s *Shipment) Key() Key {
 	return k
 }
 
+// IsPart reports whether it ships a part of an order.
+func (s *Shipment) IsPart() bool { return s.Split == "1" }
+
+// Overlaps lists the sub-orders that two shipments of one order have in common.
+// It reports whether there is anything that both would ship: one that is no part
+// ships the whole order.
+func (s *Shipment) Overlaps(other *Shipment) (common []string, overlap bool) {
+	if !s.IsPart() || !other.IsPart() {
+		return nil, true
+	}
+	for _, sub := range s.SubTID {
+		if slices.Contains(other.SubTID, sub) {
+			common = append(common, sub)
+		}
+	}
+	return common, len(common) > 0
+}
+
 // Order returns the key of the shipment's order.
 func (s *Shipment) Order() OrderKey {
 	sum := sha256.Sum256(appendPart(appendPart(nil, s.ShopID), s.TID))

@@ -132,6 +132,19 @@ type Standing struct {
 	// longer take effect, on this process's monotonic clock. It is set if
 	// State is StateHeld.
 	FreeAt time.Time
+	// LostBefore is set if nothing is known of the shipment and records of the
+	// ledger were lost: a packed record of before that time may have been acted
+	// on all the same.
+	LostBefore time.Time
+}
+
+// Related is another shipment of the same order that has a bearing on one.
+type Related struct {
+	Shipment
+	// Shipped is true if it was shipped, as a part of the order.
+	Shipped bool
+	// Doubt is true if an attempt may have shipped it, or may be about to.
+	Doubt bool
 }
 
 // State is a state of a shipment.

@@ -2,23 +2,150 @@ package ledger
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
 )
 
-// damaged notes that records were lost or cannot be read. From then on, and
-// until this process is restarted by somebody who has heard of it, a shipment of
-// which nothing is known counts as in doubt: it may have been called for.
-func (l *Ledger) damaged(reason string) {
+// loss is damage that was found: records that are missing or cannot be read, all
+// of them about packed records of before a time.
+type loss struct {
+	reason string
+	before time.Time
+}
+
+// damaged notes that records of a partition were lost or cannot be read. What is
+// not known and was packed before that may have been called for. A mark in the
+// log tells that to everybody who reads it, also after a restart; a loss that is
+// marked already is no news.
+func (l *Ledger) damaged(p *partition, before time.Time, reason string) {
+	p.mu.Lock()
+	if before.After(p.lostBefore) {
+		p.lostBefore = before
+	}
+	if !p.live {
+		// The mark may be yet to be read.
+		p.losses = append(p.losses, loss{reason, before})
+		p.mu.Unlock()
+		return
+	}
+	news := before.After(p.metas.lostBefore)
+	p.mu.Unlock()
+	if news {
+		l.report(reason, before)
+	}
+}
+
+// reportLosses reports what was found to be lost while a partition was read, but
+// for what the log says itself.
+func (l *Ledger) reportLosses(p *partition) {
+	p.mu.Lock()
+	losses := slices.DeleteFunc(p.losses, func(x loss) bool { return !x.before.After(p.metas.lostBefore) })
+	p.losses = nil
+	p.mu.Unlock()
+	for _, x := range losses {
+		l.report(x.reason, x.before)
+	}
+}
+
+// report tells a person of damage, once.
+func (l *Ledger) report(reason string, before time.Time) {
 	if !l.damage.CompareAndSwap(nil, &reason) {
-		l.log.Debug("more damage", "reason", reason)
+		l.log.Debug("more damage", "reason", reason, "before", before)
 		return
 	}
 	l.metrics.damaged.Set(1)
-	l.log.Error("ledger damaged: shipments without a record count as in doubt until a restart", "reason", reason)
+	l.log.Error("ledger damaged: what was packed before and has no record will not be called for, but fails as outcome_unknown",
+		"reason", reason, "before", before.UTC())
+}
+
+// unmarked reports whether something is known to be lost, or replaced, that the
+// log does not say.
+func (p *partition) unmarked() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.unmarkedLocked()
+}
+
+func (p *partition) unmarkedLocked() bool {
+	return p.live && !p.lost && p.metas.epoch != "" &&
+		(p.lostBefore.After(p.metas.lostBefore) || len(p.replaces) > len(p.metas.replaces))
+}
+
+// maxReplaced bounds the list of the ledgers that one has replaced.
+const maxReplaced = 16
+
+// replace notes that this ledger has taken the place of another. The caller holds
+// the mutex.
+func (p *partition) replace(identity string) {
+	if !slices.Contains(p.replaces, identity) && len(p.replaces) < maxReplaced {
+		p.replaces = append(p.replaces, identity)
+	}
+}
+
+// Identity names this very ledger: it is another one for a topic that was created
+// again, even under the same name. It is "" before the ledger is ready. It stays
+// what it was until the log of the new one says what it has replaced, so that
+// whoever keeps it beside something else, such as an offset, can tell by
+// [Ledger.Resume] that the ledger has changed.
+func (l *Ledger) Identity() string {
+	if ready, _ := l.Ready(); !ready {
+		return ""
+	}
+	sum := sha256.New()
+	marked := true
+	for _, p := range l.partitions {
+		p.mu.Lock()
+		marked = marked && !p.lost && p.metas.epoch != "" && !p.unmarkedLocked()
+		sum.Write([]byte(p.metas.epoch + "\n"))
+		p.mu.Unlock()
+	}
+	now := hex.EncodeToString(sum.Sum(nil)[:8])
+	l.identity.Lock()
+	defer l.identity.Unlock()
+	switch {
+	case !marked:
+	case l.identity.name == "" || l.identity.name == now:
+		l.identity.name = now
+	default:
+		// The next call finds it, once the log says so.
+		p := l.partitions[0]
+		p.mu.Lock()
+		if p.replace(l.identity.name); len(p.replaces) == len(p.metas.replaces) {
+			l.identity.name = now
+		}
+		p.mu.Unlock()
+	}
+	return l.identity.name
+}
+
+// Resume says that work goes on which was done with the ledger of an identity. If
+// that is not this one, nor one that it is known to have replaced, everything
+// that the other one knew is lost.
+func (l *Ledger) Resume(identity string) {
+	now := l.Identity()
+	if identity == "" || now == "" || identity == now {
+		return
+	}
+	p := l.partitions[0]
+	p.mu.Lock()
+	known := slices.Contains(p.replaces, identity)
+	p.replace(identity)
+	p.mu.Unlock()
+	if known {
+		return
+	}
+	l.identity.Lock()
+	l.identity.name = identity
+	l.identity.Unlock()
+	for _, p := range l.partitions {
+		l.damaged(p, time.Now(), "it is not the ledger that the group's offsets were committed with: the topic was created again, or another one is set")
+	}
 }
 
 // see takes note of a meta record. The error says why this ledger cannot be
@@ -35,27 +162,44 @@ func (l *Ledger) see(p *partition, e *entry) error {
 	known := p.metas
 	switch {
 	case known.epoch == "" || known.epoch == m.Epoch:
-		p.metas = metas{epoch: m.Epoch, offset: e.offset, newest: e.time}
+		p.metas.epoch, p.metas.offset, p.metas.newest = m.Epoch, e.offset, e.time
 	case !m.Renews.IsZero():
-		p.metas = metas{epoch: m.Epoch, offset: e.offset, newest: e.time}
+		p.metas.epoch, p.metas.offset, p.metas.newest = m.Epoch, e.offset, e.time
 	default:
 		// Another process began the log of an empty partition at the same
 		// time. The first one counts.
 	}
+	p.marked(m)
 	p.mu.Unlock()
 
 	switch {
 	case known.epoch == "" && !m.Renews.IsZero() && time.Since(m.Renews) < l.cfg.Horizon*99/100:
-		l.damaged(fmt.Sprintf("records of partition %d from %s and before were deleted although they are younger than the horizon",
+		l.damaged(p, e.time, fmt.Sprintf("records of partition %d from %s and before were deleted although they are younger than the horizon",
 			p.n, m.Renews.UTC().Format(time.RFC3339)))
 	case known.epoch != "" && known.epoch != m.Epoch && !m.Renews.IsZero():
-		l.damaged(fmt.Sprintf("partition %d is not the log that was read before: its epoch has changed", p.n))
+		l.damaged(p, e.time, fmt.Sprintf("partition %d is not the log that was read before: its epoch has changed", p.n))
 	}
 	if known.epoch == "" && m.Horizon != l.cfg.Horizon.String() && p.n == 0 {
 		l.log.Warn("the ledger was made for another horizon: what is older than the shorter one is not known",
 			"made_for", m.Horizon, "set", l.cfg.Horizon.String())
 	}
 	return nil
+}
+
+// marked takes in what a meta record says of losses. The caller holds the mutex.
+func (p *partition) marked(m *meta) {
+	if m.LostBefore.After(p.metas.lostBefore) {
+		p.metas.lostBefore = m.LostBefore
+	}
+	if m.LostBefore.After(p.lostBefore) {
+		p.lostBefore = m.LostBefore
+	}
+	for _, identity := range m.Replaces {
+		p.replace(identity)
+		if !slices.Contains(p.metas.replaces, identity) {
+			p.metas.replaces = append(p.metas.replaces, identity)
+		}
+	}
 }
 
 // inspect looks whether the log of a partition still is the one that was read,
@@ -77,21 +221,21 @@ func (l *Ledger) inspect(ctx context.Context, p *partition) (end int64, err erro
 	}
 	switch {
 	case end < next:
-		l.damaged(fmt.Sprintf("partition %d ends at offset %d although %d was read: the log was cut off or the topic created again", p.n, end, next-1))
+		l.damaged(p, time.Now(), fmt.Sprintf("partition %d ends at offset %d although %d was read: the log was cut off or the topic created again", p.n, end, next-1))
 		p.lose()
 		return end, nil
 	case first > next:
 		// Where the log is read that is about to expire, retention may
 		// overtake the reader.
 		if time.Since(newest) < l.cfg.Horizon {
-			l.damaged(fmt.Sprintf("records %d to %d of partition %d were deleted before they were read", next, first-1, p.n))
+			l.damaged(p, time.Now(), fmt.Sprintf("records %d to %d of partition %d were deleted before they were read", next, first-1, p.n))
 		}
 		p.skip(first)
 		return end, nil
 	case known.epoch == "" || known.offset == gone:
 		return end, nil
 	case first > known.offset:
-		l.damaged(fmt.Sprintf("the newest meta record of partition %d was deleted: the topic keeps less than the horizon", p.n))
+		l.damaged(p, time.Now(), fmt.Sprintf("the newest meta record of partition %d was deleted: the topic keeps less than the horizon", p.n))
 		p.forgetMeta()
 		return end, nil
 	}
@@ -100,7 +244,7 @@ func (l *Ledger) inspect(ctx context.Context, p *partition) (end int64, err erro
 		return 0, err
 	}
 	if epoch != known.epoch {
-		l.damaged(fmt.Sprintf("partition %d is not the log that was read before: the topic was created again", p.n))
+		l.damaged(p, time.Now(), fmt.Sprintf("partition %d is not the log that was read before: the topic was created again", p.n))
 		p.lose()
 	}
 	return end, nil

@@ -40,7 +40,8 @@ type disturbance struct {
 }
 
 // TestDamage has records lost or broken, each in a bubble of its own, and sees
-// that the ledger notices, says so, and takes what it does not know for doubtful.
+// that the ledger notices, says so, and tells what it does not know from what it
+// may have forgotten, also to those who read it later.
 func TestDamage(t *testing.T) {
 	const topic = "ledger"
 	young := func() time.Time { return time.Now().Add(-time.Hour) }
@@ -147,7 +148,10 @@ func TestDamage(t *testing.T) {
 				if got := strings.Count(r.log.String(), "level=ERROR"); damaged != (got == 1) {
 					t.Errorf("got %d error lines:\n%s", got, r.log)
 				}
-				wantStanding(t, r, shipment(3), "e1", schema.Standing{Round: 1, Doubt: damaged})
+				before := r.Look(shipment(3), "e1").LostBefore
+				if damaged == before.IsZero() || before.After(time.Now()) {
+					t.Errorf("lost before %v", before)
+				}
 				if got := r.Look(settled, "e1").State; (got == schema.StateSettled) == tt.forgets {
 					t.Errorf("what was settled: got state %v", got)
 				}
@@ -155,17 +159,20 @@ func TestDamage(t *testing.T) {
 					t.Errorf("what was held: got state %v", got)
 				}
 
-				// It still works, and doubt goes into the log, where others
-				// see it.
-				h := claim(t, r, shipment(4), "e1", "")
-				if h.Doubt != damaged {
-					t.Errorf("got %+v", h)
-				}
-				f := refusal()
-				f.MaybeShipped = damaged
-				o := settle(t, r, shipment(4), "e1", h, f)
+				// It still works, and what is known is not lost.
+				o := settle(t, r, shipment(4), "e1", claim(t, r, shipment(4), "e1", ""), refusal())
 				wantStored(t, r, shipment(4), "e1", o)
-				wantStanding(t, r, shipment(4), "e2", schema.Standing{Round: 2, Attempts: 1, Doubt: damaged})
+				wantStanding(t, r, shipment(4), "e2", schema.Standing{Round: 2, Attempts: 1})
+
+				// Who comes later reads of the loss in the log, and has no
+				// news for anybody.
+				later := start(t, b, topic, "b", onePartition)
+				if got := later.Look(shipment(3), "e1").LostBefore; !got.Equal(before) {
+					t.Errorf("to another process it is lost before %v, not %v", got, before)
+				}
+				if st := later.Status(); st.Damaged != "" || strings.Contains(later.log.String(), "level=ERROR") {
+					t.Errorf("another process reports %q:\n%s", st.Damaged, later.log)
+				}
 			})
 		})
 	}

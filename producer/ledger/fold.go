@@ -75,8 +75,9 @@ type open struct {
 	event    string // that the holder acts for
 	released string // the attempt that was released last
 	round    int
-	attempts int  // that may have been executed, the holder's not included
-	doubt    bool // one of them has an unknown outcome
+	attempts int   // that may have been executed, the holder's not included
+	doubt    bool  // one of them has an unknown outcome
+	offset   int64 // of the holder's record
 	read     time.Time
 	freeAt   time.Time
 	day      int
@@ -97,6 +98,9 @@ type day struct {
 	n       int
 	settled map[schema.Key]place
 	failed  map[schema.Key]failure // more about the failures in settled
+	// kin has those that have a bearing on other shipments of their order, by
+	// the half of the key that is the order's.
+	kin map[[8]byte][]schema.Key
 }
 
 // place packs what is kept of every outcome into a word: 47 bits of offset, 16
@@ -145,6 +149,7 @@ type entry struct {
 	offset int64
 	time   time.Time // the record's timestamp
 	read   time.Time // when this process has read it, on its monotonic clock
+	part   bool      // it is an outcome of a part of a split order
 }
 
 // hash returns the short name of the entry's event.
@@ -221,7 +226,7 @@ func (f *fold) takeover(e *entry) bool {
 // hold gives the shipment to the attempt of a record.
 func (f *fold) hold(o *open, e *entry) {
 	o.holder, o.event, o.released = e.Attempt, e.Event, ""
-	o.read, o.freeAt = e.read, e.read.Add(f.lease)
+	o.offset, o.read, o.freeAt = e.offset, e.read, e.read.Add(f.lease)
 	o.day = dayOf(e.time)
 }
 
@@ -242,7 +247,11 @@ func (f *fold) shipped(e *entry) bool {
 	f.forget(e.key)
 	delete(f.open, e.key)
 	delete(f.cooling, e.key)
-	f.day(e.time).settled[e.key] = placeOf(e.offset, e.Round, false)
+	d := f.day(e.time)
+	d.settled[e.key] = placeOf(e.offset, e.Round, false)
+	if e.part {
+		d.relate(e.key)
+	}
 	return true
 }
 
@@ -278,6 +287,9 @@ func (f *fold) fail(e *entry) bool {
 	d := f.day(e.time)
 	d.settled[e.key] = at
 	d.failed[e.key] = failed
+	if failed.doubt {
+		d.relate(e.key)
+	}
 	return true
 }
 
@@ -364,6 +376,7 @@ func (f *fold) forget(key schema.Key) {
 	if d, _, ok := f.settled(key); ok {
 		delete(d.settled, key)
 		delete(d.failed, key)
+		d.unrelate(key)
 	}
 }
 

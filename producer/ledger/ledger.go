@@ -82,7 +82,12 @@ type Ledger struct {
 	restored time.Duration // set before ready is closed
 	closed   atomic.Bool
 
-	damage  atomic.Pointer[string]
+	damage   atomic.Pointer[string]
+	identity struct {
+		sync.Mutex
+
+		name string // the one that was given out last
+	}
 	refused chan struct{} // closed after refusal is set
 	refusal error
 
@@ -235,8 +240,8 @@ func (l *Ledger) partition(s *schema.Shipment) *partition {
 func (l *Ledger) standing(p *partition, key schema.Key, event schema.EventHash) (schema.Standing, int64) {
 	st, offset, known := p.fold.standing(key, event, time.Now())
 	st.Mine = st.Holder != "" && strings.HasPrefix(st.Holder, l.self+"/")
-	if !known && l.damage.Load() != nil {
-		st.Doubt = true
+	if !known {
+		st.LostBefore = p.lostBefore
 	}
 	return st, offset
 }

@@ -32,6 +32,12 @@ type partition struct {
 	recent   recent
 	live     bool // what was in the log at the start has been read
 	metas    metas
+	// lostBefore is the time before which what is not known may have been lost,
+	// and replaces lists the ledgers that this one has taken the place of. What
+	// of it is not in metas is yet to be appended.
+	lostBefore time.Time
+	replaces   []string
+	losses     []loss // found before the partition was live
 	// lost is set when the log was found to be another one than was read, so
 	// that the tail starts again.
 	lost bool
@@ -225,6 +231,9 @@ type metas struct {
 	epoch  string    // "" if none was read
 	offset int64     // of the newest, gone if it was deleted
 	newest time.Time // its timestamp
+	// lostBefore and replaces are those of all of them.
+	lostBefore time.Time
+	replaces   []string
 }
 
 // gone is the offset of a record that was deleted.

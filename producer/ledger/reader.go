@@ -97,8 +97,10 @@ func (r *Reader) load(ctx context.Context, p *partition) error {
 	if err != nil {
 		return err
 	}
+	p.goLive()
+	l.reportLosses(p)
 	if records > 0 && p.epoch() == "" {
-		l.damaged(fmt.Sprintf("partition %d has records but no meta record: its beginning is gone", p.n))
+		l.damaged(p, time.Now(), fmt.Sprintf("partition %d has records but no meta record: its beginning is gone", p.n))
 	}
 	p.expire(time.Now(), l.cfg.Horizon)
 	return nil
@@ -109,6 +111,11 @@ func (r *Reader) load(ctx context.Context, p *partition) error {
 // holder's time is over.
 func (r *Reader) Look(s *schema.Shipment, event string) schema.Standing {
 	return r.ledger.Look(s, event)
+}
+
+// Related lists the other shipments of the same order, like [Ledger.Related].
+func (r *Reader) Related(ctx context.Context, s *schema.Shipment) ([]schema.Related, error) {
+	return r.ledger.Related(ctx, s)
 }
 
 // Shipped reports whether the ledger knows the shipment as shipped.

@@ -75,6 +75,12 @@ type meta struct {
 	// appended to an empty partition. If that record is gone although it is
 	// younger than the horizon, others are gone too.
 	Renews time.Time `json:"renews,omitzero"`
+	// LostBefore says that records of this partition were lost, and that what
+	// was lost is about packed records of before that time.
+	LostBefore time.Time `json:"lost_before,omitzero"`
+	// Replaces lists the identities of ledgers that this one has taken the
+	// place of, as far as that was noticed.
+	Replaces []string `json:"replaces,omitempty"`
 }
 
 // version is the version of the records that this package writes.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/segmentio/kafka-go"
 
@@ -77,17 +78,23 @@ func (l *Ledger) drop(ctx context.Context, p *partition, key schema.Key, offset 
 	if _, err := l.inspect(ctx, p); err != nil || p.isLost() {
 		return
 	}
+	if p.forget(key, offset, l.cfg.Horizon) {
+		l.damaged(p, time.Now(), fmt.Sprintf("the outcome at offset %d of partition %d was deleted before the horizon", offset, p.n))
+	}
+}
+
+// forget forgets a shipment whose outcome stood at an offset, and reports whether
+// that was before its time.
+func (p *partition) forget(key schema.Key, offset int64, horizon time.Duration) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	d, at, ok := p.fold.settled(key)
 	if !ok || at.offset() != offset {
-		return
+		return false
 	}
 	p.fold.forget(key)
 	p.wake(key)
-	if d.n > dayOf(p.newest.Add(-l.cfg.Horizon)) {
-		l.damaged(fmt.Sprintf("the outcome at offset %d of partition %d was deleted before the horizon", offset, p.n))
-	}
+	return d.n > dayOf(p.newest.Add(-horizon))
 }
 
 // errGone means that another record, or none, stands where an outcome was read.

@@ -15,6 +15,7 @@ import (
 
 	"packship/producer"
 	"packship/producer/internal/outage"
+	"packship/schema"
 )
 
 const (
@@ -62,6 +63,11 @@ func (l *Ledger) tail(ctx context.Context, p *partition) error {
 		if p.isLost() {
 			begun = false
 			continue
+		}
+		if p.unmarked() {
+			if err := l.mark(ctx, p); err != nil {
+				failed(err)
+			}
 		}
 		batch, err := l.fetch(ctx, p.n, next)
 		if errors.Is(err, kafka.OffsetOutOfRange) {
@@ -128,8 +134,9 @@ func (l *Ledger) begin(ctx context.Context, p *partition) (first, end int64, err
 // arrived notes that a partition has been read to the end that it had at first.
 func (l *Ledger) arrived(ctx context.Context, p *partition) {
 	p.goLive()
+	l.reportLosses(p)
 	if p.epoch() == "" {
-		l.damaged(fmt.Sprintf("partition %d has records but no meta record: its beginning is gone", p.n))
+		l.damaged(p, time.Now(), fmt.Sprintf("partition %d has records but no meta record: its beginning is gone", p.n))
 		if _, err := l.appendMeta(ctx, p, time.Time{}, uuid.NewString()); err != nil {
 			l.log.Debug("meta record not appended", "partition", p.n, "err", err)
 		}
@@ -254,10 +261,11 @@ func (l *Ledger) decode(p *partition, b batch, buf []entry) []entry {
 				if e.key, ok = keyOf(f.key); !ok {
 					err = fmt.Errorf("%w: its key is no shipment", errUnreadable)
 				}
+				e.part = e.verdict == schema.Shipped && isPart(f.key)
 			}
 		}
 		if err != nil {
-			l.damaged(fmt.Sprintf("the record at offset %d of partition %d cannot be read: %v", f.offset, p.n, err))
+			l.damaged(p, f.time, fmt.Sprintf("the record at offset %d of partition %d cannot be read: %v", f.offset, p.n, err))
 			entries = entries[:len(entries)-1]
 			continue
 		}
@@ -291,14 +299,27 @@ func (l *Ledger) ends(ctx context.Context, partition int) (first, end int64, err
 // appendMeta appends a meta record that renews one of the time renews, or begins
 // the partition's log.
 func (l *Ledger) appendMeta(ctx context.Context, p *partition, renews time.Time, epoch string) (int64, error) {
+	p.mu.Lock()
+	lostBefore, replaces := p.lostBefore.UTC(), slices.Clone(p.replaces)
+	p.mu.Unlock()
 	r := record{Kind: kindMeta, Meta: &meta{
 		Version: version, Partitions: l.cfg.Partitions, Horizon: l.cfg.Horizon.String(), Epoch: epoch, Renews: renews,
+		LostBefore: lostBefore, Replaces: replaces,
 	}}
 	value, err := r.encode()
 	if err != nil {
 		return 0, err
 	}
 	return l.appender.Append(ctx, p.n, producer.Entry{Value: value})
+}
+
+// mark appends what is known to be lost.
+func (l *Ledger) mark(ctx context.Context, p *partition) error {
+	p.mu.Lock()
+	known := p.metas
+	p.mu.Unlock()
+	_, err := l.appendMeta(ctx, p, known.newest, known.epoch)
+	return err
 }
 
 // sleep waits for a while or until ctx ends.

@@ -180,6 +180,8 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		Handover:         s.handover(),
 		StopTimeout:      s.drain(),
 		CatchUp:          memory.CatchUp,
+		Resume:           memory.Resume,
+		CommitMetadata:   memory.Identity,
 		Handler:          c.crash.handler(shipper),
 		Logger:           c.component("consumer"),
 		Registerer:       c.registry,

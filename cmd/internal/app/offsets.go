@@ -14,6 +14,7 @@ type Progress struct {
 	First     int64 // of the records that are still there
 	Committed int64 // -1 if the group has committed nothing
 	End       int64
+	Metadata  string // what is committed beside the offset
 }
 
 // Lag is how many offsets lie before the group.
@@ -56,7 +57,8 @@ func (k *Kafka) ProgressOf(ctx context.Context, group, topic string) ([]Progress
 		if p.Error != nil {
 			return nil, fmt.Errorf("offsets: of group %s in partition %d: %w", group, p.Partition, p.Error)
 		}
-		list[index[p.Partition]].Committed = p.CommittedOffset
+		at := &list[index[p.Partition]]
+		at.Committed, at.Metadata = p.CommittedOffset, p.Metadata
 	}
 	return list, nil
 }
@@ -67,12 +69,20 @@ func (k *Kafka) Rewind(ctx context.Context, offsets map[int]int64) error {
 	return k.Move(ctx, k.settings.KafkaGroupID, k.settings.TopicPacked, offsets)
 }
 
-// Move moves a group to the given offsets of a topic, by partition. Kafka
-// refuses it while the group has members.
+// Move moves a group to the given offsets of a topic, by partition. What is
+// committed beside an offset stays. Kafka refuses it while the group has members.
 func (k *Kafka) Move(ctx context.Context, group, topic string, offsets map[int]int64) error {
+	before, err := k.ProgressOf(ctx, group, topic)
+	if err != nil {
+		return err
+	}
+	metadata := map[int]string{}
+	for _, p := range before {
+		metadata[p.Partition] = p.Metadata
+	}
 	var commits []kafka.OffsetCommit
 	for partition, offset := range offsets {
-		commits = append(commits, kafka.OffsetCommit{Partition: partition, Offset: offset})
+		commits = append(commits, kafka.OffsetCommit{Partition: partition, Offset: offset, Metadata: metadata[partition]})
 	}
 	res, err := k.Client.OffsetCommit(ctx, &kafka.OffsetCommitRequest{
 		GroupID: group, GenerationID: -1, // of a group without members

@@ -105,6 +105,13 @@ func TestProgress(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// What a member has committed beside its offset outlives a move.
+	if _, err := k.Client.OffsetCommit(t.Context(), &kafka.OffsetCommitRequest{
+		GroupID: s.KafkaGroupID, GenerationID: -1,
+		Topics: map[string][]kafka.OffsetCommit{s.TopicPacked: {{Partition: 0, Offset: 3, Metadata: "ledger"}}},
+	}); err != nil {
+		t.Fatal(err)
+	}
 	if err := k.Rewind(t.Context(), map[int]int64{0: 1}); err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +119,7 @@ func TestProgress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Progress{{Partition: 0, Committed: 1, End: 3}, {Partition: 1, Committed: -1}}
+	want := []Progress{{Partition: 0, Committed: 1, End: 3, Metadata: "ledger"}, {Partition: 1, Committed: -1}}
 	if diff := cmp.Diff(want, got); diff != "" || got[0].Lag() != 2 || got[1].Lag() != 0 {
 		t.Errorf("lags %d and %d; progress (-want +got):\n%s", got[0].Lag(), got[1].Lag(), diff)
 	}

@@ -43,6 +43,8 @@ type rehearsal struct {
 	// shipped and failed are the shipments that are settled by the rehearsal.
 	shipped map[schema.Key]struct{}
 	failed  map[schema.Key]*failing
+	// parts are those of split orders that are shipped by the rehearsal.
+	parts map[schema.OrderKey][]schema.Related
 
 	now fate // of the record that is being handled
 	hit bool // whether that is decided
@@ -58,6 +60,7 @@ func newRehearsal(s *app.Settings, orders *app.Orders, l *ledger.Reader) *rehear
 	r := &rehearsal{
 		gate: consumer.OpenGate(), ledger: l, orders: orders,
 		calls: map[string]int64{}, shipped: map[schema.Key]struct{}{}, failed: map[schema.Key]*failing{},
+		parts: map[schema.OrderKey][]schema.Related{},
 	}
 	r.shipper = consumer.NewShipper(consumer.ShipperConfig{
 		Ledger: r, Upstream: r, Publisher: r,
@@ -135,6 +138,9 @@ func (r *rehearsal) Settle(_ context.Context, s *schema.Shipment, event string, 
 		key := s.Key()
 		r.shipped[key] = struct{}{}
 		delete(r.failed, key)
+		if s.IsPart() {
+			r.parts[s.Order()] = append(r.parts[s.Order()], schema.Related{Shipment: *s, Shipped: true})
+		}
 		return nil
 	}
 	r.fail(s, event, schema.Standing{Round: h.Round, Attempts: h.Prior + 1, Doubt: h.Doubt || o.MaybeShipped})
@@ -143,9 +149,12 @@ func (r *rehearsal) Settle(_ context.Context, s *schema.Shipment, event string, 
 
 // Refuse notes a failure without a call.
 func (r *rehearsal) Refuse(_ context.Context, s *schema.Shipment, event string, o schema.Outcome) error {
-	if o.Reason == reasonBeyondHorizon {
+	switch o.Reason {
+	case reasonBeyondHorizon:
 		r.decide(fateTooOld)
-	} else {
+	case reasonUnknown:
+		r.decide(fateInDoubt)
+	default:
 		r.decide(fateFailed)
 	}
 	st := r.Look(s, event)
@@ -153,9 +162,18 @@ func (r *rehearsal) Refuse(_ context.Context, s *schema.Shipment, event string, 
 	return nil
 }
 
-// reasonBeyondHorizon is the reason of a failure of a record that is older than
-// the ledger remembers.
-const reasonBeyondHorizon = "beyond_horizon"
+// Related lists the other shipments of the order by the ledger and the rehearsal.
+func (r *rehearsal) Related(ctx context.Context, s *schema.Shipment) ([]schema.Related, error) {
+	related, err := r.ledger.Related(ctx, s)
+	return slices.Concat(related, r.parts[s.Order()]), err
+}
+
+// The reasons of failures of records that are older than the ledger remembers,
+// and of those that it may have forgotten.
+const (
+	reasonBeyondHorizon = "beyond_horizon"
+	reasonUnknown       = "outcome_unknown"
+)
 
 func (r *rehearsal) fail(s *schema.Shipment, event string, over schema.Standing) {
 	key := s.Key()

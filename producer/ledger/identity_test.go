@@ -1,0 +1,173 @@
+package ledger
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"packship/producer/internal/brokertest"
+	"packship/schema"
+)
+
+// resumed starts a replica that goes on with what was done with a ledger, and
+// waits until the log says what there is to say of it.
+func resumed(t *testing.T, b *brokertest.Broker, instance, identity string) *replica {
+	t.Helper()
+	r := start(t, b, "ledger", instance, onePartition)
+	r.Resume(identity)
+	time.Sleep(2 * fetchWait)
+	return r
+}
+
+// TestIdentity follows the identity of a ledger through restarts and through the
+// loss of the whole topic while nobody looks.
+func TestIdentity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", 1, nil)
+		first := start(t, b, "ledger", "a", onePartition)
+		was := first.Identity()
+		if was == "" {
+			t.Fatal("a ledger has no identity")
+		}
+		settle(t, first, shipment(1), "e1", claim(t, first, shipment(1), "e1", ""), nil)
+		_ = first.kill()
+
+		// The same ledger after a restart, and one without a past.
+		for instance, identity := range map[string]string{"b": was, "c": ""} {
+			r := resumed(t, b, instance, identity)
+			if st := r.Look(shipment(2), "e1"); r.Identity() != was || !st.LostBefore.IsZero() || r.Status().Damaged != "" {
+				t.Errorf("%s: got %+v, identity %q, damage %q", instance, st, r.Identity(), r.Status().Damaged)
+			}
+			_ = r.kill()
+		}
+
+		// The topic is created again while no process runs.
+		b.Delete(t, "ledger")
+		b.Create(t, "ledger", 1, nil)
+		packed := time.Now()
+		time.Sleep(time.Second)
+		fresh := start(t, b, "ledger", "d", onePartition)
+		fresh.Resume(was)
+		if got := fresh.Identity(); got != was {
+			t.Errorf("before the log says what it replaces the identity is %q, not %q", got, was)
+		}
+		if st := fresh.Look(shipment(1), "e1"); st.State != schema.StateOpen || !packed.Before(st.LostBefore) {
+			t.Errorf("a shipment of before: got %+v", st)
+		}
+		if got := fresh.Status().Damaged; !strings.Contains(got, "not the ledger that the group's offsets were committed with") {
+			t.Errorf("got damage %q", got)
+		}
+		time.Sleep(2 * fetchWait)
+		is := fresh.Identity()
+		if is == was || is == "" {
+			t.Errorf("the identity stays %q", is)
+		}
+		before := fresh.Look(shipment(1), "e1").LostBefore
+		_ = fresh.kill()
+
+		// Partitions in which nothing was committed since still have the old
+		// identity, which is no news then, and what is packed later is not lost.
+		for instance, identity := range map[string]string{"e": was, "f": is} {
+			r := resumed(t, b, instance, identity)
+			if st := r.Look(shipment(1), "e1"); !st.LostBefore.Equal(before) || r.Identity() != is || r.Status().Damaged != "" {
+				t.Errorf("%s: got %+v, identity %q, damage %q", instance, st, r.Identity(), r.Status().Damaged)
+			}
+			_ = r.kill()
+		}
+	})
+}
+
+// TestIdentityWhileRunning has the topic created again under a process that goes
+// on: whoever starts after it knows both ledgers.
+func TestIdentityWhileRunning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", 1, nil)
+		r := start(t, b, "ledger", "a", onePartition)
+		was := r.Identity()
+		settle(t, r, shipment(1), "e1", claim(t, r, shipment(1), "e1", ""), nil)
+		b.Delete(t, "ledger")
+		b.Create(t, "ledger", 1, nil)
+		time.Sleep(2 * choreInterval)
+		if err := r.CatchUp(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 { // it is asked for with every commit
+			r.Identity()
+			time.Sleep(2 * fetchWait)
+		}
+		is := r.Identity()
+		if is == was {
+			t.Fatal("the identity stays the same")
+		}
+		before := r.Look(shipment(1), "e1").LostBefore
+		if before.IsZero() {
+			t.Error("nothing is lost")
+		}
+		_ = r.kill()
+		next := resumed(t, b, "b", was)
+		if st := next.Look(shipment(1), "e1"); !st.LostBefore.Equal(before) || next.Identity() != is || next.Status().Damaged != "" {
+			t.Errorf("got %+v, identity %q, damage %q; want lost before %v, %q, none", st, next.Identity(), next.Status().Damaged, before, is)
+		}
+	})
+}
+
+// TestIdentityOfTwo sees that replicas that begin a ledger together agree on it.
+func TestIdentityOfTwo(t *testing.T) {
+	for name, cluster := range brokertest.All {
+		t.Run(name, func(t *testing.T) {
+			b := cluster(t)
+			topic := b.Topic(t, testPartitions, TopicConfig(testHorizon))
+			x, y := launch(t, b, topic, "x"), launch(t, b, topic, "y")
+			for _, r := range []*replica{x, y} {
+				if err := r.WaitReady(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if err := r.CatchUp(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if x.Identity() != y.Identity() || x.Identity() == "" {
+				t.Errorf("got %q and %q", x.Identity(), y.Identity())
+			}
+		})
+	}
+}
+
+// TestIdentityWaitsForAllMarks sees that no new identity is given out while a
+// loss in any partition is known to this process alone.
+func TestIdentityWaitsForAllMarks(t *testing.T) {
+	b := brokertest.Fake(t)
+	l, err := New(Config{
+		Client: b.Client(t, "ledger"), Topic: "ledger", Partitions: 2, Horizon: testHorizon, StartBy: 1, CallTimeout: 1,
+		Instance: "a", Logger: quiet,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := l.Identity(); got != "" {
+		t.Errorf("before anything is read it is %q", got)
+	}
+	close(l.ready)
+	for _, p := range l.partitions {
+		p.live, p.metas.epoch = true, "old"
+	}
+	was := l.Identity()
+	l.partitions[0].metas.epoch, l.partitions[1].metas.epoch = "new", "new"
+	l.partitions[1].lostBefore = foldStart
+	if got := l.Identity(); got != was || len(l.partitions[0].replaces) != 0 {
+		t.Errorf("with a loss that is not marked it is %q, replacing %q", got, l.partitions[0].replaces)
+	}
+	l.partitions[1].metas.lostBefore = foldStart
+	for range 2 {
+		if got := l.Identity(); got != was {
+			t.Errorf("before the log says what is replaced it is %q", got)
+		}
+	}
+	l.partitions[0].marked(&meta{Replaces: []string{was}})
+	if got := l.Identity(); got == was {
+		t.Errorf("it stays %q", got)
+	}
+}
