@@ -109,9 +109,7 @@ func TestExploreFlaws(t *testing.T) {
 						o.answered = o.answered[len(o.answered)-1:]
 					}
 					if d, _, ok := f.settled(key); ok {
-						failed := d.failed[key]
-						failed.earlier = nil
-						d.failed[key] = failed
+						delete(d.earlier, key)
 					}
 				}
 			}},

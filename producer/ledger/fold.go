@@ -96,8 +96,11 @@ type cooling struct {
 // day is what was settled on one day.
 type day struct {
 	n       int
-	settled map[schema.Key]place
-	failed  map[schema.Key]failure // more about the failures in settled
+	shipped map[schema.Key]place
+	failed  map[schema.Key]failure
+	// earlier has what the rounds before have answered of those in failed, if
+	// they have.
+	earlier map[schema.Key][]answer
 	// kin has those that have a bearing on other shipments of their order, by
 	// the half of the key that is the order's.
 	kin map[[8]byte][]schema.Key
@@ -130,12 +133,14 @@ type answer struct {
 	at    place
 }
 
-// failure is a shipment whose last round has failed.
+// failure is a shipment whose last round has failed. Its place is in two halves,
+// or a failure would take a fifth more: nothing in it needs to stand at a
+// multiple of 8 bytes.
 type failure struct {
+	place    [2]uint32
 	event    schema.EventHash // that the last holder acted for
 	attempts uint16
 	doubt    bool
-	earlier  *[]answer // to other events, nil if there were none
 }
 
 func newFold(lease time.Duration) *fold {
@@ -191,7 +196,7 @@ func (f *fold) intent(e *entry) bool {
 			round:    at.round() + 1,
 			attempts: int(failed.attempts),
 			doubt:    failed.doubt,
-			answered: failed.answers(at),
+			answered: d.answers(e.key),
 		}
 	default:
 		o = &open{round: 1}
@@ -248,7 +253,7 @@ func (f *fold) shipped(e *entry) bool {
 	delete(f.open, e.key)
 	delete(f.cooling, e.key)
 	d := f.day(e.time)
-	d.settled[e.key] = placeOf(e.offset, e.Round, false)
+	d.shipped[e.key] = placeOf(e.offset, e.Round, false)
 	if e.part {
 		d.relate(e.key)
 	}
@@ -267,6 +272,7 @@ func (f *fold) fail(e *entry) bool {
 	at := placeOf(e.offset, o.round, true)
 	event := schema.HashEvent(o.event)
 	failed := failure{
+		place:    [2]uint32{uint32(at >> 32), uint32(at)}, //nolint:gosec // the two halves
 		event:    event,
 		attempts: uint16(min(attempts, math.MaxUint16)), //nolint:gosec // bounded
 		doubt:    o.doubt || e.Doubt,
@@ -277,16 +283,15 @@ func (f *fold) fail(e *entry) bool {
 			earlier = append(earlier, answer{event: other, at: at})
 		}
 	}
-	if len(earlier) > 0 {
-		failed.earlier = &earlier
-	}
 	delete(f.open, e.key)
 	if e.Unanswered {
 		f.cooling[e.key] = cooling{attempt: o.holder, until: o.freeAt}
 	}
 	d := f.day(e.time)
-	d.settled[e.key] = at
 	d.failed[e.key] = failed
+	if len(earlier) > 0 {
+		d.earlier[e.key] = earlier
+	}
 	if failed.doubt {
 		d.relate(e.key)
 	}
@@ -329,7 +334,7 @@ func (f *fold) standing(key schema.Key, event schema.EventHash, now time.Time) (
 	}
 	failed := d.failed[key]
 	st = schema.Standing{State: schema.StateOpen, Round: at.round() + 1, Attempts: int(failed.attempts), Doubt: failed.doubt}
-	for _, a := range failed.answers(at) {
+	for _, a := range d.answers(key) {
 		if a.event == event {
 			st.State, st.Round = schema.StateSettled, a.at.round()
 			return st, a.at.offset(), true
@@ -352,20 +357,23 @@ func (o *open) answers(event schema.EventHash) place {
 	return 0
 }
 
-// answers lists all answers of a failure, of which the last is at a place.
-func (f *failure) answers(at place) []answer {
-	last := answer{event: f.event, at: at}
-	if f.earlier == nil {
-		return []answer{last}
-	}
-	return append(slices.Clip(*f.earlier), last)
+// answers lists all answers of a shipment that has failed.
+func (d *day) answers(key schema.Key) []answer {
+	last := d.failed[key]
+	return append(slices.Clip(d.earlier[key]), answer{event: last.event, at: last.at()})
 }
+
+// at returns where the outcome stands.
+func (f *failure) at() place { return place(f.place[0])<<32 | place(f.place[1]) }
 
 // settled finds the outcome of a shipment.
 func (f *fold) settled(key schema.Key) (*day, place, bool) {
 	for _, d := range f.days {
-		if at, ok := d.settled[key]; ok {
+		if at, ok := d.shipped[key]; ok {
 			return d, at, true
+		}
+		if failed, ok := d.failed[key]; ok {
+			return d, failed.at(), true
 		}
 	}
 	return nil, 0, false
@@ -374,8 +382,9 @@ func (f *fold) settled(key schema.Key) (*day, place, bool) {
 // forget drops the outcome of a shipment.
 func (f *fold) forget(key schema.Key) {
 	if d, _, ok := f.settled(key); ok {
-		delete(d.settled, key)
+		delete(d.shipped, key)
 		delete(d.failed, key)
+		delete(d.earlier, key)
 		d.unrelate(key)
 	}
 }
@@ -385,7 +394,7 @@ func (f *fold) day(t time.Time) *day {
 	n := dayOf(t)
 	i, found := slices.BinarySearchFunc(f.days, n, func(d *day, n int) int { return n - d.n })
 	if !found {
-		d := &day{n: n, settled: make(map[schema.Key]place), failed: make(map[schema.Key]failure)}
+		d := &day{n: n, shipped: make(map[schema.Key]place), failed: make(map[schema.Key]failure), earlier: make(map[schema.Key][]answer)}
 		f.days = slices.Insert(f.days, i, d)
 	}
 	return f.days[i]
@@ -410,7 +419,7 @@ func (f *fold) expire(before int) {
 func (f *fold) entries() int {
 	n := len(f.open)
 	for _, d := range f.days {
-		n += len(d.settled)
+		n += len(d.shipped) + len(d.failed)
 	}
 	return n
 }

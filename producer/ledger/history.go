@@ -189,13 +189,18 @@ func (p *partition) knows(prefix [8]byte) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for key := range p.fold.open {
-		if [8]byte(key[:8]) == prefix {
+		if prefixOf(key) == prefix {
 			return true
 		}
 	}
 	for _, d := range p.fold.days {
-		for key := range d.settled {
-			if [8]byte(key[:8]) == prefix {
+		for key := range d.shipped {
+			if prefixOf(key) == prefix {
+				return true
+			}
+		}
+		for key := range d.failed {
+			if prefixOf(key) == prefix {
 				return true
 			}
 		}

@@ -660,12 +660,11 @@ func snapshot(r *replica) map[string]any {
 			all[fmt.Sprintf("%x", key)] = copied
 		}
 		for _, d := range p.fold.days {
-			for key, at := range d.settled {
+			for key, at := range d.shipped {
 				all[fmt.Sprintf("%x", key)] = fmt.Sprint(d.n, at.offset(), at.round(), at.failed())
 			}
 			for key, f := range d.failed {
-				at := d.settled[key]
-				all[fmt.Sprintf("%x failed", key)] = fmt.Sprint(f.attempts, f.doubt, f.answers(at))
+				all[fmt.Sprintf("%x", key)] = fmt.Sprint(d.n, f.at().offset(), f.at().round(), f.attempts, f.doubt, d.answers(key))
 			}
 		}
 		p.mu.Unlock()

@@ -33,7 +33,7 @@ func (f *fold) related(key schema.Key) []related {
 	for _, d := range f.days {
 		for _, other := range d.kin[prefixOf(key)] {
 			if other != key {
-				at := d.settled[other]
+				_, at, _ := f.settled(other)
 				found = append(found, related{key: other, offset: at.offset(), shipped: !at.failed(), doubt: at.failed()})
 			}
 		}
