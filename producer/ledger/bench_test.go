@@ -3,6 +3,7 @@ package ledger
 import (
 	"encoding/binary"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"runtime"
@@ -18,16 +19,19 @@ import (
 	"packship/schema"
 )
 
+// heapAlloc returns what of the heap is in use.
+func heapAlloc() uint64 {
+	runtime.GC()
+	runtime.GC() // what was in pools goes with the second
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
 // BenchmarkMemory tells what a settled shipment takes of the heap, spread over
 // the partitions and the days of the horizon.
 func BenchmarkMemory(b *testing.B) {
 	const shipments, partitions, days = 1_000_000, 8, 7
-	heap := func() uint64 {
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
-	}
 	for _, share := range []struct {
 		name   string
 		failed func(n int) bool
@@ -38,7 +42,7 @@ func BenchmarkMemory(b *testing.B) {
 	} {
 		b.Run(share.name, func(b *testing.B) {
 			for b.Loop() {
-				before := heap()
+				before := heapAlloc()
 				folds := make([]*fold, partitions)
 				for i := range folds {
 					folds[i] = newFold(testLease)
@@ -57,7 +61,7 @@ func BenchmarkMemory(b *testing.B) {
 					}
 					f.apply(&e)
 				}
-				b.ReportMetric(float64(heap()-before)/shipments, "B/shipment")
+				b.ReportMetric(float64(heapAlloc()-before)/shipments, "B/shipment")
 				runtime.KeepAlive(folds)
 			}
 		})
@@ -97,8 +101,12 @@ func benchmarkClaim(b *testing.B, broker *brokertest.Broker, callers int) {
 	wg.Wait()
 }
 
-// BenchmarkRestore tells how fast a ledger of 600,000 records is read, beside a
-// bare fetch of the same records in the same run.
+// restoreShipments is how many shipments, of two records each, are restored.
+var restoreShipments = flag.Int("restore.shipments", 300_000, "how many shipments BenchmarkRestore restores")
+
+// BenchmarkRestore tells how fast a ledger of 600,000 records is read, or as many
+// as are asked for, beside a bare fetch of the same records in the same run, and
+// what it takes of the heap.
 func BenchmarkRestore(b *testing.B) {
 	for name, cluster := range brokertest.All {
 		b.Run(name, func(b *testing.B) { benchmarkRestore(b, cluster(b)) })
@@ -107,10 +115,12 @@ func BenchmarkRestore(b *testing.B) {
 
 func benchmarkRestore(b *testing.B, broker *brokertest.Broker) {
 	b.Helper()
-	const shipments, partitions = 300_000, 8
+	const partitions = 8
+	shipments := *restoreShipments
 	topic := broker.Topic(b, partitions, nil)
 	fill(b, broker, topic, partitions, shipments)
 	var bare, full time.Duration
+	var heap uint64
 	rounds := 0
 	for b.Loop() {
 		begin := time.Now()
@@ -121,12 +131,15 @@ func benchmarkRestore(b *testing.B, broker *brokertest.Broker) {
 		wg.Wait()
 		bare += time.Since(begin)
 
+		before := heapAlloc()
 		begin = time.Now()
 		r := start(b, broker, topic, "a", func(c *Config) { c.Partitions, c.Logger = partitions, quiet })
 		full += time.Since(begin)
 		if st := r.Status(); st.Entries != shipments || st.Damaged != "" {
 			b.Fatalf("got %+v", st)
 		}
+		heap += max(before, heapAlloc()) - before
+		runtime.KeepAlive(r)
 		if err := r.kill(); err != nil {
 			b.Fatal(err)
 		}
@@ -136,6 +149,7 @@ func benchmarkRestore(b *testing.B, broker *brokertest.Broker) {
 	b.ReportMetric(records/full.Seconds(), "records/s")
 	b.ReportMetric(records/bare.Seconds(), "bare-records/s")
 	b.ReportMetric(bare.Seconds()/full.Seconds(), "of-bare")
+	b.ReportMetric(float64(heap)/float64(shipments*rounds), "B/shipment")
 }
 
 // bareFetch reads all keys and values of a partition.
