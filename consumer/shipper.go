@@ -96,6 +96,9 @@ type order struct {
 	// who only see it in the ledger.
 	pending   string
 	notBefore time.Time
+	// violations are the rules that the event breaks by itself, once validated.
+	violations []schema.Violation
+	validated  bool
 	// tried is true once the order has had its turn, called once this process
 	// has made a call for it.
 	tried, called bool
@@ -132,7 +135,6 @@ func (s *Shipper) Handle(ctx context.Context, gate *Gate, rec *schema.Record, p 
 // the next look shows what it came to. So it makes no difference whether a step
 // was ours, another replica's, or lost to a race.
 func (s *Shipper) decide(ctx context.Context, o *order) (schema.Outcome, error) {
-	violations := s.cfg.Upstream.Validate(o.Packed)
 	for {
 		standing := s.cfg.Ledger.Look(&o.Shipment, o.EventID)
 		free := o.notBefore
@@ -149,7 +151,7 @@ func (s *Shipper) decide(ctx context.Context, o *order) (schema.Outcome, error) 
 		case time.Until(free) > 0:
 			err = s.cfg.Ledger.Wait(ctx, &o.Shipment, o.EventID, standing, free)
 		default:
-			err = s.step(ctx, o, standing, violations)
+			err = s.step(ctx, o, standing)
 		}
 		if err != nil {
 			if ctx.Err() != nil {
@@ -167,12 +169,15 @@ const mishapPause = 5 * time.Second
 
 // step settles an order that nobody holds if that needs no call, and makes an
 // attempt if it does.
-func (s *Shipper) step(ctx context.Context, o *order, standing schema.Standing, violations []schema.Violation) error {
+func (s *Shipper) step(ctx context.Context, o *order, standing schema.Standing) error {
 	related, err := s.cfg.Ledger.Related(ctx, &o.Shipment)
 	if err != nil {
 		return err
 	}
-	violations = slices.Concat(violations, overlaps(o, related))
+	if !o.validated {
+		o.violations, o.validated = s.cfg.Upstream.Validate(o.Packed), true
+	}
+	violations := slices.Concat(o.violations, overlaps(o, related))
 	switch {
 	case len(violations) > 0:
 		return s.refuse(ctx, o, standing, invalid(violations))

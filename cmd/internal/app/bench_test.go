@@ -3,15 +3,20 @@ package app
 import (
 	"bytes"
 	"context"
+	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"mime/multipart"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -69,13 +74,21 @@ type benchBroker struct {
 func newBenchBroker(b *testing.B, orders int) *benchBroker {
 	b.Helper()
 	const partitions = 6
-	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(0))
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(cluster.Close)
 	s := Defaults()
-	s.KafkaBrokers = cluster.ListenAddrs()
+	if brokers := os.Getenv("PACKSHIP_TEST_BROKERS"); brokers != "" {
+		s.KafkaBrokers = strings.Split(brokers, ",")
+		unique := fmt.Sprintf("bench-%d-", time.Now().UnixNano())
+		for _, name := range []*string{&s.TopicPacked, &s.TopicShipped, &s.TopicFailed, &s.TopicDLQ, &s.TopicLedger, &s.KafkaGroupID} {
+			*name = unique + *name
+		}
+	} else {
+		cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(0))
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(cluster.Close)
+		s.KafkaBrokers = cluster.ListenAddrs()
+	}
 	s.HTTPAddr = "127.0.0.1:0"
 	s.UpstreamToken = "bench"
 	s.RatePerSecond, s.MaxInFlight = 1_000_000, 256
@@ -95,26 +108,35 @@ func newBenchBroker(b *testing.B, orders int) *benchBroker {
 			})
 		}
 		for batch := range slices.Chunk(records, 500) {
-			res, err := k.Client.Produce(b.Context(), &kafka.ProduceRequest{
-				Topic: s.TopicPacked, Partition: p, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(batch...),
-			})
-			if err != nil || res.Error != nil {
-				b.Fatal(err, res)
+			for {
+				res, err := k.Client.Produce(b.Context(), &kafka.ProduceRequest{
+					Topic: s.TopicPacked, Partition: p, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(batch...),
+				})
+				if err == nil && errors.Is(res.Error, kafka.NotLeaderForPartition) {
+					time.Sleep(50 * time.Millisecond) // the topic is new
+					continue
+				}
+				if err != nil || res.Error != nil {
+					b.Fatal(err, res)
+				}
+				break
 			}
 		}
 	}
 	return &benchBroker{settings: s, kafka: k, orders: orders}
 }
 
-// published waits until all results are in the shipped topic, and returns how
-// many there were a second, from the moment the first ones were seen: joining a
-// group and waiting one rate window before the first call is no throughput.
-func (bb *benchBroker) published(b *testing.B) float64 {
+// published waits until there is a result of every order in the shipped topic,
+// beyond those that were there before, and returns how many there were a second,
+// from the moment the first ones were seen: joining a group and waiting one rate
+// window before the first call is no throughput.
+func (bb *benchBroker) published(b *testing.B, before int64) float64 {
 	b.Helper()
 	var (
 		begin time.Time
 		had   int64
 	)
+	all := before + int64(bb.orders)
 	var asked []kafka.OffsetRequest
 	for p := range 6 {
 		asked = append(asked, kafka.LastOffsetOf(p))
@@ -131,18 +153,91 @@ func (bb *benchBroker) published(b *testing.B) float64 {
 			n += p.LastOffset
 		}
 		switch {
-		case n > int64(bb.orders):
-			b.Fatalf("%d results for %d orders", n, bb.orders)
-		case n == int64(bb.orders):
+		case n > all:
+			b.Fatalf("%d results for %d orders", n-before, bb.orders)
+		case n == all:
 			return float64(n-had) / time.Since(begin).Seconds()
-		case n > 0 && begin.IsZero():
+		case n > before && begin.IsZero():
 			begin, had = time.Now(), n
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
 }
 
+// replayOrders is how many orders BenchmarkReplay replays.
+var replayOrders = flag.Int("replay.orders", 100_000, "how many orders BenchmarkReplay replays")
+
+// BenchmarkReplay ships orders, moves the group back to the start, and measures
+// how fast the stored results are published again, next to how fast the orders
+// were shipped by the same replica with an API that answers at once. It fails if
+// the replay makes a call. With PACKSHIP_TEST_BROKERS the brokers are elsewhere, and
+// the peak of the heap is that of packship alone.
+func BenchmarkReplay(b *testing.B) {
+	api, calls := countingAPI(b)
+	for b.Loop() {
+		broker := newBenchBroker(b, *replayOrders)
+		first := runPackship(b, broker, api)
+		before := calls.Load()
+		offsets := map[int]int64{}
+		for p := range 6 {
+			offsets[p] = 0
+		}
+		if err := broker.kafka.Rewind(b.Context(), offsets); err != nil {
+			b.Fatal(err)
+		}
+		peak := watchHeap()
+		again := replayPackship(b, broker, api)
+		heap := peak()
+		if n := calls.Load() - before; before != int64(broker.orders) || n != 0 {
+			b.Fatalf("%d calls for %d orders and %d more for the replay", before, broker.orders, n)
+		}
+		b.ReportMetric(0, "ns/op")
+		b.ReportMetric(again, "orders/s")
+		b.ReportMetric(again/first, "of-shipping")
+		b.ReportMetric(float64(heap>>20), "peak-heap-MiB")
+		b.Logf("%d orders replayed with %.0f orders/s and 0 calls, after having been shipped with %.0f orders/s; peak of the heap %d MiB", broker.orders, again, first, heap>>20)
+	}
+}
+
+// watchHeap returns a function that returns the highest use of the heap since.
+func watchHeap() (peak func() uint64) {
+	var highest uint64
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				var m runtime.MemStats
+				runtime.ReadMemStats(&m)
+				highest = max(highest, m.HeapAlloc)
+			}
+		}
+	}()
+	return func() uint64 {
+		close(stop)
+		<-done
+		return highest
+	}
+}
+
 func runPackship(b *testing.B, bb *benchBroker, api string) float64 {
+	b.Helper()
+	return bb.packship(b, api, 0)
+}
+
+// replayPackship does it again, with everything done.
+func replayPackship(b *testing.B, bb *benchBroker, api string) float64 {
+	b.Helper()
+	return bb.packship(b, api, int64(bb.orders))
+}
+
+// packship runs a replica until all orders have another result than before.
+func (bb *benchBroker) packship(b *testing.B, api string, before int64) float64 {
 	b.Helper()
 	s := bb.settings
 	s.UpstreamURL = api
@@ -153,7 +248,17 @@ func runPackship(b *testing.B, bb *benchBroker, api string) float64 {
 	ctx, cancel := context.WithCancel(b.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()
-	rate := bb.published(b)
+	rate := bb.published(b, before)
+	for lag := int64(1); lag > 0; time.Sleep(50 * time.Millisecond) {
+		progress, err := bb.kafka.Progress(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		lag = 0
+		for _, p := range progress {
+			lag += p.Lag()
+		}
+	}
 	cancel()
 	if err := <-ended; err != nil {
 		b.Fatal(err)
@@ -207,7 +312,7 @@ func runPlainLoop(b *testing.B, bb *benchBroker, api string) float64 {
 			}
 		})
 	}
-	rate := bb.published(b)
+	rate := bb.published(b, 0)
 	cancel()
 	readers.Wait()
 	close(packed)
@@ -246,18 +351,27 @@ func plainCall(ctx context.Context, client *http.Client, api string, p *schema.P
 // freeAPI answers every call at once with success.
 func freeAPI(b *testing.B) string {
 	b.Helper()
+	url, _ := countingAPI(b)
+	return url
+}
+
+// countingAPI does, and counts them.
+func countingAPI(b *testing.B) (url string, calls *atomic.Int64) {
+	b.Helper()
+	calls = new(atomic.Int64)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
 	}
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		calls.Add(1)
 		_, _ = io.Copy(io.Discard, r.Body)
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = io.WriteString(w, `{"code":0,"msg":"成功","msec":1,"time":1612416107,"data":[{"withholding_money":1,"success":true}]}`)
 	})}
 	go func() { _ = server.Serve(listener) }()
 	b.Cleanup(func() { _ = server.Close() })
-	return "http://" + listener.Addr().String() + "/tool/erps/send"
+	return "http://" + listener.Addr().String() + "/tool/erps/send", calls
 }
 
 // cpuTime is the CPU time that this process has used.
