@@ -155,8 +155,9 @@ func setDefault[T comparable](v *T, value T) {
 	}
 }
 
-// heartbeat is the time between two signs of life.
-func (c *Config) heartbeat() time.Duration { return min(c.SessionTimeout/10, time.Second) }
+// heartbeat is the time between two signs of life. It is also how late a standby
+// hears that the partitions are to be given to another member.
+func (c *Config) heartbeat() time.Duration { return min(c.SessionTimeout/10, 500*time.Millisecond) }
 
 // groupTimeout bounds an exchange with the group's coordinator. A heartbeat
 // that is not answered is noticed after at most heartbeat + groupTimeout, which
