@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -124,14 +125,60 @@ func (l *Ledger) Identity() string {
 	return l.identity.name
 }
 
-// Resume says that work goes on which was done with the ledger of an identity. If
+// bookmark is what [Ledger.Bookmark] tells and [Ledger.Resume] understands.
+type bookmark struct {
+	Ledger string `json:"ledger"`
+	// Read has the offset up to which each partition was read.
+	Read []int64 `json:"read"`
+}
+
+// Bookmark says, in a few bytes for each partition, which ledger this is and how
+// far it has been read. Whoever keeps it beside what was done by then, such as the
+// offsets of a group, can tell by [Ledger.Resume] that the ledger has lost
+// something since. It is "" before the ledger is ready.
+func (l *Ledger) Bookmark() string {
+	b := bookmark{Ledger: l.Identity()}
+	if b.Ledger == "" {
+		return ""
+	}
+	for _, p := range l.partitions {
+		p.mu.Lock()
+		b.Read = append(b.Read, p.next)
+		p.mu.Unlock()
+	}
+	text, err := json.Marshal(b)
+	if err != nil {
+		return ""
+	}
+	return string(text)
+}
+
+// Resume says that work goes on which was done with the ledger of a bookmark. If
 // that is not this one, nor one that it is known to have replaced, everything
-// that the other one knew is lost.
-func (l *Ledger) Resume(identity string) {
+// that the other one knew is lost; if it is this one, its end must not lie before
+// where it was then, which the next [Ledger.CatchUp] looks into. A text that is no
+// bookmark says nothing.
+func (l *Ledger) Resume(text string) {
+	var b bookmark
 	now := l.Identity()
-	if identity == "" || now == "" || identity == now {
+	if json.Unmarshal([]byte(text), &b) != nil || b.Ledger == "" || now == "" {
 		return
 	}
+	if b.Ledger != now {
+		l.replaces(b.Ledger)
+		return
+	}
+	for i, p := range l.partitions {
+		if i < len(b.Read) {
+			p.mu.Lock()
+			p.promised = max(p.promised, b.Read[i])
+			p.mu.Unlock()
+		}
+	}
+}
+
+// replaces takes note of another ledger that this one has taken the place of.
+func (l *Ledger) replaces(identity string) {
 	p := l.partitions[0]
 	p.mu.Lock()
 	known := slices.Contains(p.replaces, identity)
@@ -206,13 +253,13 @@ func (p *partition) marked(m *meta) {
 // and returns where it ends.
 func (l *Ledger) inspect(ctx context.Context, p *partition) (end int64, err error) {
 	p.mu.Lock()
-	next, known, newest := p.next, p.metas, p.newest
+	next, promised, known, newest := p.next, p.promised, p.metas, p.newest
 	p.mu.Unlock()
 	first, end, err := l.ends(ctx, p.n)
 	if err != nil {
 		return 0, err
 	}
-	if end < next {
+	if end < max(next, promised) {
 		// Be sure: a new leader may not know yet how far the old one was.
 		sleep(ctx, maxBackoff)
 		if first, end, err = l.ends(ctx, p.n); err != nil {
@@ -223,6 +270,12 @@ func (l *Ledger) inspect(ctx context.Context, p *partition) (end int64, err erro
 	case end < next:
 		l.damaged(p, time.Now(), fmt.Sprintf("partition %d ends at offset %d although %d was read: the log was cut off or the topic created again", p.n, end, next-1))
 		p.lose()
+		return end, nil
+	case end < promised:
+		l.damaged(p, time.Now(), fmt.Sprintf("partition %d ends at offset %d although %d was read when offsets were committed last: the log was cut off", p.n, end, promised-1))
+		p.mu.Lock()
+		p.promised = 0
+		p.mu.Unlock()
 		return end, nil
 	case first > next:
 		// Where the log is read that is about to expire, retention may

@@ -12,10 +12,10 @@ import (
 
 // resumed starts a replica that goes on with what was done with a ledger, and
 // waits until the log says what there is to say of it.
-func resumed(t *testing.T, b *brokertest.Broker, instance, identity string) *replica {
+func resumed(t *testing.T, b *brokertest.Broker, instance, bookmark string) *replica {
 	t.Helper()
 	r := start(t, b, "ledger", instance, onePartition)
-	r.Resume(identity)
+	r.Resume(bookmark)
 	time.Sleep(2 * fetchWait)
 	return r
 }
@@ -27,7 +27,7 @@ func TestIdentity(t *testing.T) {
 		b := brokertest.Virtual(t)
 		b.Create(t, "ledger", 1, nil)
 		first := start(t, b, "ledger", "a", onePartition)
-		was := first.Identity()
+		was, mark := first.Identity(), first.Bookmark()
 		if was == "" {
 			t.Fatal("a ledger has no identity")
 		}
@@ -35,8 +35,8 @@ func TestIdentity(t *testing.T) {
 		_ = first.kill()
 
 		// The same ledger after a restart, and one without a past.
-		for instance, identity := range map[string]string{"b": was, "c": ""} {
-			r := resumed(t, b, instance, identity)
+		for instance, bookmark := range map[string]string{"b": mark, "c": "", "d": "v1", "e": "{}", "f": `{"ledger":"` + was + `"}`} {
+			r := resumed(t, b, instance, bookmark)
 			if st := r.Look(shipment(2), "e1"); r.Identity() != was || !st.LostBefore.IsZero() || r.Status().Damaged != "" {
 				t.Errorf("%s: got %+v, identity %q, damage %q", instance, st, r.Identity(), r.Status().Damaged)
 			}
@@ -49,7 +49,7 @@ func TestIdentity(t *testing.T) {
 		packed := time.Now()
 		time.Sleep(time.Second)
 		fresh := start(t, b, "ledger", "d", onePartition)
-		fresh.Resume(was)
+		fresh.Resume(mark)
 		if got := fresh.Identity(); got != was {
 			t.Errorf("before the log says what it replaces the identity is %q, not %q", got, was)
 		}
@@ -60,7 +60,7 @@ func TestIdentity(t *testing.T) {
 			t.Errorf("got damage %q", got)
 		}
 		time.Sleep(2 * fetchWait)
-		is := fresh.Identity()
+		is, newMark := fresh.Identity(), fresh.Bookmark()
 		if is == was || is == "" {
 			t.Errorf("the identity stays %q", is)
 		}
@@ -69,8 +69,8 @@ func TestIdentity(t *testing.T) {
 
 		// Partitions in which nothing was committed since still have the old
 		// identity, which is no news then, and what is packed later is not lost.
-		for instance, identity := range map[string]string{"e": was, "f": is} {
-			r := resumed(t, b, instance, identity)
+		for instance, bookmark := range map[string]string{"g": mark, "h": newMark} {
+			r := resumed(t, b, instance, bookmark)
 			if st := r.Look(shipment(1), "e1"); !st.LostBefore.Equal(before) || r.Identity() != is || r.Status().Damaged != "" {
 				t.Errorf("%s: got %+v, identity %q, damage %q", instance, st, r.Identity(), r.Status().Damaged)
 			}
@@ -86,7 +86,7 @@ func TestIdentityWhileRunning(t *testing.T) {
 		b := brokertest.Virtual(t)
 		b.Create(t, "ledger", 1, nil)
 		r := start(t, b, "ledger", "a", onePartition)
-		was := r.Identity()
+		was, mark := r.Identity(), r.Bookmark()
 		settle(t, r, shipment(1), "e1", claim(t, r, shipment(1), "e1", ""), nil)
 		b.Delete(t, "ledger")
 		b.Create(t, "ledger", 1, nil)
@@ -107,9 +107,48 @@ func TestIdentityWhileRunning(t *testing.T) {
 			t.Error("nothing is lost")
 		}
 		_ = r.kill()
-		next := resumed(t, b, "b", was)
+		next := resumed(t, b, "b", mark)
 		if st := next.Look(shipment(1), "e1"); !st.LostBefore.Equal(before) || next.Identity() != is || next.Status().Damaged != "" {
 			t.Errorf("got %+v, identity %q, damage %q; want lost before %v, %q, none", st, next.Identity(), next.Status().Damaged, before, is)
+		}
+	})
+}
+
+// TestCutOffWhileNothingRuns has the end of the log lost between two runs, as by
+// an unclean election: the ledger is the same one, and shorter than it was when
+// offsets were committed last.
+func TestCutOffWhileNothingRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", 1, nil)
+		r := start(t, b, "ledger", "a", onePartition)
+		settle(t, r, shipment(1), "e1", claim(t, r, shipment(1), "e1", ""), nil)
+		mark := r.Bookmark()
+		_ = r.kill()
+
+		for name, tt := range map[string]struct {
+			bookmark string
+			damaged  bool
+		}{
+			"as long as it was":  {mark, false},
+			"shorter":            {strings.Replace(mark, "[3]", "[5]", 1), true},
+			"negative":           {strings.Replace(mark, "[3]", "[-1]", 1), false},
+			"of more partitions": {strings.Replace(mark, "[3]", "[3,9]", 1), false},
+		} {
+			next := start(t, b, "ledger", name, onePartition)
+			next.Resume(tt.bookmark)
+			begin := time.Now()
+			if err := next.CatchUp(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			st := next.Look(shipment(2), "e1")
+			if got := strings.Contains(next.Status().Damaged, "cut off"); got != tt.damaged || st.LostBefore.Before(begin) == tt.damaged {
+				t.Errorf("%s: got damage %q, %+v", name, next.Status().Damaged, st)
+			}
+			if next.Look(shipment(1), "e1").State != schema.StateSettled {
+				t.Errorf("%s: what is left is not known", name)
+			}
+			_ = next.kill()
 		}
 	})
 }

@@ -38,6 +38,8 @@ type partition struct {
 	lostBefore time.Time
 	replaces   []string
 	losses     []loss // found before the partition was live
+	// promised is an offset before which the log must not end.
+	promised int64
 	// lost is set when the log was found to be another one than was read, so
 	// that the tail starts again.
 	lost bool

@@ -181,7 +181,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		StopTimeout:      s.drain(),
 		CatchUp:          memory.CatchUp,
 		Resume:           memory.Resume,
-		CommitMetadata:   memory.Identity,
+		CommitMetadata:   memory.Bookmark,
 		Handler:          c.crash.handler(shipper),
 		Logger:           c.component("consumer"),
 		Registerer:       c.registry,
