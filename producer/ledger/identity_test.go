@@ -71,6 +71,9 @@ func TestIdentity(t *testing.T) {
 		// identity, which is no news then, and what is packed later is not lost.
 		for instance, bookmark := range map[string]string{"g": mark, "h": newMark} {
 			r := resumed(t, b, instance, bookmark)
+			if st := r.Status(); st.LostBefore != before.UTC().Format(time.RFC3339) {
+				t.Errorf("%s: the status says lost before %q, not %v", instance, st.LostBefore, before)
+			}
 			if st := r.Look(shipment(1), "e1"); !st.LostBefore.Equal(before) || r.Identity() != is || r.Status().Damaged != "" {
 				t.Errorf("%s: got %+v, identity %q, damage %q", instance, st, r.Identity(), r.Status().Damaged)
 			}

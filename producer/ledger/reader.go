@@ -127,9 +127,15 @@ func (r *Reader) Shipped(s *schema.Shipment) bool {
 	return settled && !at.failed()
 }
 
-// Damaged says why shipments without a record count as in doubt, "" if they do
-// not.
-func (r *Reader) Damaged() string { return r.ledger.Status().Damaged }
+// Damaged says what was lost of the ledger, or that something was before a time,
+// "" for nothing.
+func (r *Reader) Damaged() string {
+	st := r.ledger.Status()
+	if st.Damaged == "" && st.LostBefore != "" {
+		return "records of before " + st.LostBefore + " were lost"
+	}
+	return st.Damaged
+}
 
 // History returns everything that the ledger holds of the orders with an id, of
 // whatever shop, in the order of time. It reads the whole ledger and needs no

@@ -1,5 +1,7 @@
 package ledger
 
+import "time"
+
 // Status is what the ledger knows of itself, for people.
 type Status struct {
 	Ready bool `json:"ready"`
@@ -14,9 +16,12 @@ type Status struct {
 	Entries int `json:"entries"`
 	Held    int `json:"held"`
 	InDoubt int `json:"in_doubt"`
-	// Damaged is why shipments without a record count as in doubt, "" if they
-	// do not.
+	// Damaged is what this process has found to be lost, "" for nothing, and
+	// LostBefore the time before which something may have been, also by what
+	// the log says, RFC 3339, "" for never. A packed event of before that, of
+	// whose shipment nothing is known, is not called for.
 	Damaged        string  `json:"damaged,omitempty"`
+	LostBefore     string  `json:"lost_before,omitempty"`
 	RestoreSeconds float64 `json:"restore_seconds"`
 }
 
@@ -32,8 +37,12 @@ func (l *Ledger) Status() Status {
 	if reason := l.damage.Load(); reason != nil {
 		s.Damaged = *reason
 	}
+	var lost time.Time
 	for _, p := range l.partitions {
 		p.mu.Lock()
+		if p.lostBefore.After(lost) {
+			lost = p.lostBefore
+		}
 		s.Entries += p.fold.entries()
 		for _, o := range p.fold.open {
 			if o.holder != "" {
@@ -44,6 +53,9 @@ func (l *Ledger) Status() Status {
 			}
 		}
 		p.mu.Unlock()
+	}
+	if !lost.IsZero() && time.Since(lost) < l.cfg.Horizon {
+		s.LostBefore = lost.UTC().Format(time.RFC3339)
 	}
 	return s
 }

@@ -177,7 +177,7 @@ func showRedrive(std Streams, p *operate.Redrive) error {
 		std.out("line %d of the corrections: no failure of order %s was found\n", line.Line, line.TID)
 	}
 	if p.Damaged != "" {
-		std.err("packship: the ledger is damaged, so that shipments without a record count as in doubt: %s\n", p.Damaged)
+		std.err("packship: the ledger is damaged: %s; what was packed before and has no record will not be called for, but fails as outcome_unknown\n", p.Damaged)
 	}
 	cost := costs(p.Calls, p.Points, p.Seconds)
 	switch {

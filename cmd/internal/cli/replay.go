@@ -161,7 +161,7 @@ func showPlan(std Streams, s *app.Settings, p *operate.Plan) error {
 	std.out("\n%s\n", costs(p.Calls, p.Points, p.Seconds))
 	std.out("downstream: %s\n", downstream(p))
 	if p.Damaged != "" {
-		std.err("packship: the ledger is damaged, so that shipments without a record count as in doubt: %s\n", p.Damaged)
+		std.err("packship: the ledger is damaged: %s; what was packed before and has no record will not be called for, but fails as outcome_unknown\n", p.Damaged)
 	}
 	for _, m := range p.Moves {
 		if m.Unfinished() > 0 {
