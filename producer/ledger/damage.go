@@ -60,7 +60,6 @@ func (l *Ledger) report(reason string, before time.Time) {
 		l.log.Debug("more damage", "reason", reason, "before", before)
 		return
 	}
-	l.metrics.damaged.Set(1)
 	l.log.Error("ledger damaged: what was packed before and has no record will not be called for, but fails as outcome_unknown",
 		"reason", reason, "before", before.UTC())
 }
@@ -317,6 +316,25 @@ func (l *Ledger) epochAt(ctx context.Context, partition int, offset int64) (stri
 		return r.Meta.Epoch, nil
 	}
 	return "", nil
+}
+
+// noteGap takes note of records that are missing between an offset that was asked
+// for and what came. Retention takes from the beginning of the log alone; in the
+// midst of it only compaction does.
+func (l *Ledger) noteGap(p *partition, from int64, b *batch) {
+	next := from
+	reach := func(offset int64, at time.Time) {
+		for ; next < offset && slices.Contains(b.markers, next); next++ {
+		}
+		if next < offset {
+			l.damaged(p, at, fmt.Sprintf("records %d to %d of partition %d are missing: the topic was compacted", next, offset-1, p.n))
+		}
+		next = offset + 1
+	}
+	for i := range b.records {
+		reach(b.records[i].offset, b.records[i].time)
+	}
+	reach(b.next, time.Now())
 }
 
 // lookAfter does what a partition needs from time to time.

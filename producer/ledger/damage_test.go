@@ -1,12 +1,14 @@
 package ledger
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/segmentio/kafka-go"
 
 	"packship/producer"
 	"packship/producer/internal/brokertest"
@@ -142,9 +144,7 @@ func TestDamage(t *testing.T) {
 				if !damaged != (st.Damaged == "") || !strings.Contains(st.Damaged, tt.want) {
 					t.Errorf("got damage %q, want %q", st.Damaged, tt.want)
 				}
-				if got := testutil.ToFloat64(r.metrics.damaged); (got == 1) != damaged {
-					t.Errorf("got metric %v", got)
-				}
+				wantDamageMetric(t, r, damaged)
 				if got := strings.Count(r.log.String(), "level=ERROR"); damaged != (got == 1) {
 					t.Errorf("got %d error lines:\n%s", got, r.log)
 				}
@@ -176,6 +176,99 @@ func TestDamage(t *testing.T) {
 			})
 		})
 	}
+}
+
+// wantDamageMetric sees whether a replica's metric tells of damage.
+func wantDamageMetric(t *testing.T, r *replica, damaged bool) {
+	t.Helper()
+	want := 0
+	if damaged {
+		want = 1
+	}
+	text := fmt.Sprintf("# HELP packship_ledger_damaged 1 if records of the ledger were lost or cannot be read, or its topic is set so that they will be.\n# TYPE packship_ledger_damaged gauge\npackship_ledger_damaged %d\n", want)
+	if err := testutil.GatherAndCompare(r.reg, strings.NewReader(text), "packship_ledger_damaged"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestGap looks at what comes between two records that were fetched.
+func TestGap(t *testing.T) {
+	at := foldStart
+	rec := func(offset int64) fetched {
+		return fetched{offset: offset, time: at.Add(time.Duration(offset) * time.Second)}
+	}
+	for name, tt := range map[string]struct {
+		from   int64
+		batch  batch
+		want   string
+		before int64 // seconds after at, of the record behind the gap; -1 for now
+	}{
+		"nothing came":        {from: 5, batch: batch{next: 5}},
+		"one after the other": {from: 5, batch: batch{records: []fetched{rec(5), rec(6)}, next: 7}},
+		"from the beginning":  {from: 5, batch: batch{records: []fetched{rec(6)}, next: 7}, want: "records 5 to 5 of partition 0 are missing", before: 6},
+		"in the midst":        {from: 5, batch: batch{records: []fetched{rec(5), rec(8)}, next: 9}, want: "records 6 to 7", before: 8},
+		"nothing is left":     {from: 5, batch: batch{next: 9}, want: "records 5 to 8", before: -1},
+		"a marker":            {from: 5, batch: batch{records: []fetched{rec(5), rec(7)}, next: 8, markers: []int64{6}}},
+		"markers at the end":  {from: 5, batch: batch{records: []fetched{rec(5)}, next: 8, markers: []int64{6, 7}}},
+		"only a marker":       {from: 5, batch: batch{next: 6, markers: []int64{5}}},
+		"a marker and a gap":  {from: 5, batch: batch{records: []fetched{rec(8)}, next: 9, markers: []int64{5}}, want: "records 6 to 7", before: 8},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := New(Config{
+				Client: new(kafka.Client), Topic: "ledger", Partitions: 1, Horizon: testHorizon, StartBy: 1, CallTimeout: 1, Instance: "a", Logger: quiet,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := l.partitions[0]
+			p.live = true
+			begin := time.Now()
+			l.noteGap(p, tt.from, &tt.batch)
+			if got := l.Status().Damaged; (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+			switch want := at.Add(time.Duration(tt.before) * time.Second); {
+			case tt.want == "" && !p.lostBefore.IsZero(), tt.before > 0 && !p.lostBefore.Equal(want), tt.before < 0 && p.lostBefore.Before(begin):
+				t.Errorf("lost before %v", p.lostBefore)
+			}
+		})
+	}
+}
+
+// TestTopicIsChanged has somebody change the topic's settings while it is in use.
+func TestTopicIsChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", 1, TopicConfig(testHorizon))
+		r := start(t, b, "ledger", "a", onePartition)
+		set := func(name, value string) {
+			res, err := r.cfg.Client.IncrementalAlterConfigs(t.Context(), &kafka.IncrementalAlterConfigsRequest{
+				Resources: []kafka.IncrementalAlterConfigsRequestResource{{
+					ResourceType: kafka.ResourceTypeTopic, ResourceName: "ledger",
+					Configs: []kafka.IncrementalAlterConfigsRequestConfig{{Name: name, Value: value, ConfigOperation: kafka.ConfigOperationSet}},
+				}},
+			})
+			if err != nil || res.Resources[0].Error != nil {
+				t.Fatal(err, res)
+			}
+			time.Sleep(2 * topicInterval)
+		}
+		for _, tt := range []struct{ name, value, want string }{
+			{"segment.ms", "3600000", ""},
+			{"cleanup.policy", "compact", "cleanup.policy=compact"},
+			{"cleanup.policy", "delete", ""},
+			{"retention.ms", "1000", "retention.ms=1000"},
+		} {
+			set(tt.name, tt.value)
+			if got := r.Status().Unfit; (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
+				t.Errorf("with %s=%s it is unfit for %q, want %q", tt.name, tt.value, got, tt.want)
+			}
+			wantDamageMetric(t, r, tt.want != "")
+		}
+		if got := strings.Count(r.log.String(), "the ledger's topic was changed"); got != 2 {
+			t.Errorf("%d lines about it, want 2:\n%s", got, r.log)
+		}
+	})
 }
 
 // TestDeletedBeforeRead has records deleted that a slow process has yet to read.

@@ -83,6 +83,7 @@ type Ledger struct {
 	closed   atomic.Bool
 
 	damage   atomic.Pointer[string]
+	unfit    atomic.Pointer[string] // what is wrong with the topic, if that is not ""
 	identity struct {
 		sync.Mutex
 
@@ -144,6 +145,10 @@ func (l *Ledger) Run(ctx context.Context) error {
 	}
 	g.Go(func() error {
 		l.releaseOrphans(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		l.watchTopic(ctx)
 		return nil
 	})
 	err := g.Wait()

@@ -879,7 +879,7 @@ func TestMetricsAndStatus(t *testing.T) {
 # HELP packship_in_doubt Shipments without an outcome of which an attempt may have shipped.
 # TYPE packship_in_doubt gauge
 packship_in_doubt 1
-# HELP packship_ledger_damaged 1 if records of the ledger were lost or cannot be read.
+# HELP packship_ledger_damaged 1 if records of the ledger were lost or cannot be read, or its topic is set so that they will be.
 # TYPE packship_ledger_damaged gauge
 packship_ledger_damaged 0
 # HELP packship_ledger_entries Shipments that the ledger knows.

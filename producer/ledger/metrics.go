@@ -10,7 +10,6 @@ type metrics struct {
 	append    prometheus.Histogram
 	readback  prometheus.Histogram
 	restore   prometheus.Gauge
-	damaged   prometheus.Gauge
 	takeovers prometheus.Counter
 }
 
@@ -38,10 +37,6 @@ func newMetrics(reg prometheus.Registerer, l *Ledger) *metrics {
 			Name: "packship_ledger_restore_seconds",
 			Help: "Time it took to read the ledger at the start, 0 while that goes on.",
 		}),
-		damaged: auto.NewGauge(prometheus.GaugeOpts{
-			Name: "packship_ledger_damaged",
-			Help: "1 if records of the ledger were lost or cannot be read.",
-		}),
 		takeovers: auto.NewCounter(prometheus.CounterOpts{
 			Name: "packship_takeovers_total",
 			Help: "Shipments that this process took over from an attempt with an unknown outcome, its own included.",
@@ -50,6 +45,15 @@ func newMetrics(reg prometheus.Registerer, l *Ledger) *metrics {
 	for _, k := range kinds {
 		m.records[k] = records.WithLabelValues(string(k))
 	}
+	auto.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "packship_ledger_damaged",
+		Help: "1 if records of the ledger were lost or cannot be read, or its topic is set so that they will be.",
+	}, func() float64 {
+		if st := l.Status(); st.Damaged != "" || st.Unfit != "" {
+			return 1
+		}
+		return 0
+	})
 	auto.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "packship_ledger_entries",
 		Help: "Shipments that the ledger knows.",

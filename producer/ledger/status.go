@@ -20,8 +20,11 @@ type Status struct {
 	// LostBefore the time before which something may have been, also by what
 	// the log says, RFC 3339, "" for never. A packed event of before that, of
 	// whose shipment nothing is known, is not called for.
-	Damaged        string  `json:"damaged,omitempty"`
-	LostBefore     string  `json:"lost_before,omitempty"`
+	Damaged    string `json:"damaged,omitempty"`
+	LostBefore string `json:"lost_before,omitempty"`
+	// Unfit is what is wrong with the topic's settings, so that it will lose
+	// records, "" if nothing is.
+	Unfit          string  `json:"unfit,omitempty"`
 	RestoreSeconds float64 `json:"restore_seconds"`
 }
 
@@ -36,6 +39,9 @@ func (l *Ledger) Status() Status {
 	}
 	if reason := l.damage.Load(); reason != nil {
 		s.Damaged = *reason
+	}
+	if unfit := l.unfit.Load(); unfit != nil {
+		s.Unfit = *unfit
 	}
 	var lost time.Time
 	for _, p := range l.partitions {

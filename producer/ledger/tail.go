@@ -81,6 +81,7 @@ func (l *Ledger) tail(ctx context.Context, p *partition) error {
 		}
 		l.reading.Worked(p.n)
 		backoff = minBackoff
+		l.noteGap(p, next, &batch)
 		entries = l.decode(p, batch, entries)
 		for i := range entries {
 			if e := &entries[i]; e.Kind == kindMeta {
@@ -153,6 +154,9 @@ func (l *Ledger) arrived(ctx context.Context, p *partition) {
 type batch struct {
 	records []fetched
 	next    int64 // the offset to go on at
+	// markers has the offsets of the markers of transactions, which are no
+	// records.
+	markers []int64
 }
 
 type fetched struct {
@@ -178,6 +182,14 @@ func (l *Ledger) fetchBytes(ctx context.Context, partition int, offset, bytes in
 		return batch{}, fmt.Errorf("ledger: fetch %s/%d at %d: %w", l.cfg.Topic, partition, offset, err)
 	}
 	b := batch{next: offset}
+	stream, _ := res.Records.(*protocol.RecordStream)
+	if stream != nil {
+		for _, part := range stream.Records {
+			if control, ok := part.(*protocol.ControlBatch); ok {
+				b.markers = append(b.markers, control.Offset())
+			}
+		}
+	}
 	var room arena
 	for {
 		rec, err := res.Records.ReadRecord()
@@ -196,7 +208,7 @@ func (l *Ledger) fetchBytes(ctx context.Context, partition int, offset, bytes in
 			b.next = f.offset + 1
 		}
 	}
-	if stream, ok := res.Records.(*protocol.RecordStream); ok && len(b.records) == 0 && len(stream.Records) > 0 && offset < res.HighWatermark {
+	if stream != nil && len(b.records) == 0 && len(stream.Records) > 0 && offset < res.HighWatermark {
 		// Nothing of what came is a record to us. Everything before the last
 		// batch was in the answer, so it can be stepped over.
 		if last, ok := stream.Records[len(stream.Records)-1].(interface{ Offset() int64 }); ok {

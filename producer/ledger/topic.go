@@ -37,9 +37,16 @@ func CheckTopic(ctx context.Context, client *kafka.Client, topic string, partiti
 		errs = append(errs, fmt.Errorf("ledger: topic %s has %d partitions instead of %d, which is fixed for ever: set PACKSHIP_LEDGER_PARTITIONS to the number it was made with, or name a new topic in PACKSHIP_TOPIC_LEDGER", topic, n, partitions))
 	}
 	settings, err := topicSettings(ctx, client, topic)
-	if err != nil {
-		return errors.Join(append(errs, err)...)
+	if err == nil {
+		err = checkSettings(topic, settings, horizon)
 	}
+	return errors.Join(append(errs, err)...)
+}
+
+// checkSettings reports every setting of a topic with which it forgets what the
+// horizon asks for.
+func checkSettings(topic string, settings map[string]string, horizon time.Duration) error {
+	var errs []error
 	wrong := func(name, remedy string) {
 		errs = append(errs, fmt.Errorf("ledger: topic %s has %s=%s, with which it forgets what must be known: set it to %s", topic, name, settings[name], remedy))
 	}
@@ -55,6 +62,35 @@ func CheckTopic(ctx context.Context, client *kafka.Client, topic string, partiti
 	}
 	return errors.Join(errs...)
 }
+
+// watchTopic looks from time to time whether the topic is still set so that it
+// keeps what it must, until ctx ends. Somebody may change it while it is in use,
+// and what is deleted then is found only when it is gone.
+func (l *Ledger) watchTopic(ctx context.Context) {
+	last := ""
+	for sleep(ctx, topicInterval); ctx.Err() == nil; sleep(ctx, topicInterval) {
+		settings, err := topicSettings(ctx, l.cfg.Client, l.cfg.Topic)
+		if err != nil {
+			continue // the tail tells of brokers that do not answer
+		}
+		unfit := ""
+		if err := checkSettings(l.cfg.Topic, settings, l.cfg.Horizon); err != nil {
+			unfit = err.Error()
+		}
+		switch {
+		case unfit == last:
+		case unfit != "":
+			l.log.Error("the ledger's topic was changed", "err", unfit)
+		default:
+			l.log.Info("the ledger's topic is as it should be again")
+		}
+		last = unfit
+		l.unfit.Store(&unfit)
+	}
+}
+
+// topicInterval is how often the topic's settings are looked at.
+const topicInterval = time.Minute
 
 // lookUp returns what the cluster says of a topic. It looks for a while for one
 // that is not there: a topic that was created a moment ago may not be known to
