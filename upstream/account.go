@@ -48,6 +48,9 @@ type account struct {
 	onTrial   bool // a call is trying the half-open breaker
 	// shopFaults is when the platform last failed for a shop.
 	shopFaults map[string]time.Time
+	// repaired is when the leave was given for the try that ended a shop's
+	// parking. What a call that left before that says of the shop is no news.
+	repaired map[string]time.Time
 
 	queue    queue
 	arrivals uint64
@@ -72,9 +75,10 @@ type hold struct {
 	since  time.Time
 	url    string
 	timer  *time.Timer
-	// probe is true once one order may try, probing while it does. Then
-	// reopened is closed.
+	// probe is true once one order may try, which is allowed since then, and
+	// probing while it does. Then reopened is closed.
 	probe, probing bool
+	allowed        time.Time
 	reopened       chan struct{}
 }
 
@@ -85,7 +89,7 @@ func newHold(reason, url string) *hold {
 // allow lets one order try. A nil hold needs no leave.
 func (h *hold) allow() {
 	if h != nil && !h.probe {
-		h.probe = true
+		h.probe, h.allowed = true, time.Now()
 		close(h.reopened)
 	}
 }
@@ -121,7 +125,7 @@ func newAccount(cfg *Config, c *Account, m *metrics) (*account, error) {
 	a := &account{
 		name: c.Name, vvtype: c.VVType, cfg: cfg, metrics: m, logger: cfg.Logger.With("account", c.Name),
 		pacer: newPacer(c.RatePerSecond, cfg.RateJitter), token: c.Token, file: c.TokenFile,
-		shops: map[string]*shop{}, shopFaults: map[string]time.Time{}, unsent: map[*Turn]struct{}{},
+		shops: map[string]*shop{}, shopFaults: map[string]time.Time{}, repaired: map[string]time.Time{}, unsent: map[*Turn]struct{}{},
 		spending: map[string]*Spending{}, total: Spending{Account: c.Name},
 	}
 	if a.file != "" {
@@ -426,7 +430,7 @@ func (a *account) conclude(t *Turn, x exchange, l *launch) schema.Answer {
 	window, _, _ := a.pacer.status()
 	a.metrics.window.WithLabelValues(a.name).Set(window.Seconds())
 	a.judgeAccount(t, &f)
-	a.judgeShop(t, &f)
+	a.judgeShop(t, &f, left)
 	a.over(t, a.verdict(t, f.health))
 	// An attempt made while the API is known to be down says nothing against
 	// its order.
@@ -458,11 +462,7 @@ func (a *account) verdict(t *Turn, h health) error {
 	case healthShop:
 		now := time.Now()
 		a.shopFaults[t.packed.ShopID] = now
-		for shop, at := range a.shopFaults {
-			if now.Sub(at) > a.faultWindow() {
-				delete(a.shopFaults, shop)
-			}
-		}
+		forget(a.shopFaults, now.Add(-a.faultWindow()))
 		if len(a.shopFaults) > 1 {
 			return errFault
 		}
@@ -520,9 +520,22 @@ func (a *account) resume() {
 	a.dispatch()
 }
 
-// judgeShop parks the order's shop, or ends its parking. Callers hold mu.
-func (a *account) judgeShop(t *Turn, f *finding) {
+// forget drops the shops whose time is before the given one.
+func forget(shops map[string]time.Time, before time.Time) {
+	for shop, at := range shops {
+		if at.Before(before) {
+			delete(shops, shop)
+		}
+	}
+}
+
+// judgeShop parks the order's shop, or ends its parking. The left time is when
+// the call had left. Callers hold mu.
+func (a *account) judgeShop(t *Turn, f *finding, left time.Time) {
 	id := t.packed.ShopID
+	if left.Before(a.repaired[id]) {
+		return // it was sent before the shop's repair
+	}
 	s := a.shops[id]
 	reason := f.park
 	switch {
@@ -547,6 +560,11 @@ func (a *account) judgeShop(t *Turn, f *finding) {
 	case s != nil && s.hold != nil && s.hold == t.shopProbe && (f.health == healthGood || f.health == healthAlive && f.halt == ""):
 		s.hold.timer.Stop()
 		a.note(a.logger.Info, "shop unparked", "shop_id", id, "reason", s.hold.reason)
+		// Calls that left before the repair can be answered for no longer
+		// than they may take.
+		now := time.Now()
+		forget(a.repaired, now.Add(-a.cfg.Timeout))
+		a.repaired[id] = s.hold.allowed
 		s.hold = nil
 		a.metrics.parked.Dec()
 		a.readmit(s)
