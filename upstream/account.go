@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -65,6 +66,7 @@ type account struct {
 
 	spending map[string]*Spending
 	total    Spending
+	balance  *forecast // nil if it is not known
 
 	notes []func() // log lines to be written once mu is free
 }
@@ -126,7 +128,13 @@ func newAccount(cfg *Config, c *Account, m *metrics) (*account, error) {
 		name: c.Name, vvtype: c.VVType, cfg: cfg, metrics: m, logger: cfg.Logger.With("account", c.Name),
 		pacer: newPacer(c.RatePerSecond, cfg.RateJitter), token: c.Token, file: c.TokenFile,
 		shops: map[string]*shop{}, shopFaults: map[string]time.Time{}, repaired: map[string]time.Time{}, unsent: map[*Turn]struct{}{},
-		spending: map[string]*Spending{}, total: Spending{Account: c.Name},
+		spending: map[string]*Spending{}, total: Spending{Account: c.Name}, balance: newForecast(c.Balance),
+	}
+	if b := a.balance; b != nil {
+		m.balance.WithLabelValues(a.name).Set(float64(b.left))
+		if old := time.Since(b.At); old > day {
+			a.logger.Warn("balance is older than this process, which does not know what was spent in between", "balance", b.Points, "at", b.At)
+		}
 	}
 	if a.file != "" {
 		token, err := readToken(a.file)
@@ -480,10 +488,16 @@ func (a *account) judgeAccount(t *Turn, f *finding) {
 		}
 		if a.halt == t.probe { // there is no halt, or it is the one that was tried
 			a.haltFor(f.halt)
+			if f.halt == quotaReason {
+				a.broke()
+			}
 		}
 	case t.probe != nil && a.halt == t.probe && (f.health == healthGood || f.health == healthAlive || f.health == healthShop):
 		a.note(a.logger.Info, "account resumed", "reason", a.halt.reason, "halted", time.Since(a.halt.since))
 		a.metrics.halted.WithLabelValues(a.name, a.halt.reason).Set(0)
+		if a.halt.reason == quotaReason {
+			a.toppedUp()
+		}
 		a.halt.timer.Stop()
 		a.halt = nil
 		a.epoch++
@@ -635,12 +649,18 @@ func (a *account) breakerChanged(_ string, from, to gobreaker.State) {
 
 func breakerName(s gobreaker.State) string { return strings.ReplaceAll(s.String(), "-", "_") }
 
-// readToken reads the token file again.
-func (a *account) readToken() {
+// readToken reads the token file again. Others are the accounts beside this one:
+// a token that one of them has would be used at the sum of two rates.
+func (a *account) readToken(others []*account) {
 	if a.file == "" {
 		return
 	}
 	token, err := readToken(a.file)
+	for _, o := range others {
+		if err == nil && o != a && o.hasToken(token) {
+			err = fmt.Errorf("token file %s holds the token of account %s; give each account its own", a.file, o.name)
+		}
+	}
 	a.mu.Lock()
 	defer a.unlock()
 	if err != nil {
@@ -663,6 +683,12 @@ func (a *account) readToken() {
 	a.dispatch()
 }
 
+func (a *account) hasToken(token string) bool {
+	a.mu.Lock()
+	defer a.unlock()
+	return a.token == token
+}
+
 // spend books a call. Callers hold mu.
 func (a *account) spend(id string, x *schema.Exchange) {
 	s := a.spending[id]
@@ -670,13 +696,47 @@ func (a *account) spend(id string, x *schema.Exchange) {
 		s = &Spending{Account: a.name, ShopID: id}
 		a.spending[id] = s
 	}
+	points := int64(0)
+	if x != nil {
+		points = x.Withheld
+	}
 	for _, book := range []*Spending{s, &a.total} {
 		book.Calls++
-		if x != nil && x.Withheld > 0 {
+		if points > 0 {
 			book.Charged++
-			book.Points += x.Withheld
+			book.Points += points
 		}
 	}
+	if a.balance == nil {
+		return
+	}
+	now := time.Now()
+	if a.balance.spend(points, now) {
+		last, _ := a.balance.lasts(now)
+		a.note(a.logger.Warn, "balance is running out", "points", a.balance.left, "lasts", last.Round(time.Minute))
+	}
+	a.metrics.balance.WithLabelValues(a.name).Set(float64(a.balance.left))
+}
+
+// broke notes that the API says that nothing is left. Callers hold mu.
+func (a *account) broke() {
+	if a.balance == nil {
+		return
+	}
+	a.note(a.logger.Warn, "balance is used up", "points_expected", a.balance.left)
+	a.balance.left = 0
+	a.metrics.balance.WithLabelValues(a.name).Set(0)
+}
+
+// toppedUp notes that there are points again, nobody has said how many. Callers
+// hold mu.
+func (a *account) toppedUp() {
+	if a.balance == nil {
+		return
+	}
+	a.balance = nil
+	a.metrics.balance.DeleteLabelValues(a.name)
+	a.note(a.logger.Warn, "balance is not known since the top-up; set it in the accounts file and restart")
 }
 
 func (a *account) status() AccountStatus {
@@ -691,6 +751,7 @@ func (a *account) status() AccountStatus {
 	st := AccountStatus{
 		Name: a.name, State: "sending", Breaker: breakerName(state), Rate: perSecond,
 		InFlight: a.inFlight, Waiting: waiting, Calls: a.total.Calls, Charged: a.total.Charged, Spent: a.total.Points,
+		Balance: a.balance.status(time.Now()),
 	}
 	switch {
 	case a.halt != nil:

@@ -76,6 +76,8 @@ type Account struct {
 	// VVType is the API edition, 1 to 4, or 0 to leave it out.
 	VVType int
 	Shops  []string
+	// Balance, if it is known, is counted down, so that its end is seen coming.
+	Balance *Balance
 }
 
 // DefaultAccount is the name of the account that serves the shops of no other
@@ -165,9 +167,16 @@ func (c *Config) Validate() error {
 		problem("no account: set a token or list accounts")
 	}
 	names, owners := map[string]bool{}, map[string]string{}
+	holders := map[string]string{} // accounts, by token
 	for i := range c.Accounts {
 		a := &c.Accounts[i]
-		errs = append(errs, a.validate()...)
+		token, broken := a.validate()
+		errs = append(errs, broken...)
+		if holder, ok := holders[token]; ok && token != "" {
+			problem("accounts %s and %s have the same token: the API would get both their rates under it; give each its own, or put the shops into one account", holder, a.Name)
+		} else {
+			holders[token] = a.Name
+		}
 		if names[a.Name] {
 			problem("account %s is listed twice", a.Name)
 		}
@@ -190,8 +199,9 @@ func (w WaybillCheck) valid() bool {
 	return false
 }
 
-func (a *Account) validate() []error {
-	var errs []error
+// validate reports what is wrong with the account, and its token if that is
+// right.
+func (a *Account) validate() (token string, errs []error) {
 	problem := func(format string, args ...any) {
 		errs = append(errs, fmt.Errorf("upstream: account %s: "+format, append([]any{a.Name}, args...)...))
 	}
@@ -200,15 +210,18 @@ func (a *Account) validate() []error {
 	}
 	switch {
 	case a.TokenFile != "":
-		if _, err := readToken(a.TokenFile); err != nil {
+		read, err := readToken(a.TokenFile)
+		if err != nil {
 			problem("%w", err)
 		}
+		token = read
 	case a.Token == "":
 		problem("token is missing: set the token or a token file")
 	default:
 		if err := checkToken(a.Token); err != nil {
 			problem("%w", err)
 		}
+		token = a.Token
 	}
 	// The smallest rate keeps the time between two calls within what a duration
 	// can say; the largest is far beyond what one process can send.
@@ -218,12 +231,15 @@ func (a *Account) validate() []error {
 	if a.VVType < 0 || a.VVType > 4 {
 		problem("vvtype must be 1 to 4, or 0 to leave it out, got %d (rule V18)", a.VVType)
 	}
+	if b := a.Balance; b != nil && (b.Points < 0 || b.At.IsZero() || time.Until(b.At) > time.Hour) {
+		problem("balance must be a number of points, not negative, and the time at which there were so many, not in the future")
+	}
 	for _, shop := range a.Shops {
 		if !schema.ValidShopID(shop) {
 			problem("shop id must be 1 to 64 letters, digits, _ or -, got %q (rule V01)", shop)
 		}
 	}
-	return errs
+	return token, errs
 }
 
 // maxTokenFile bounds what is read of a token file, so that a wrong path does

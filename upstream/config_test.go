@@ -57,7 +57,29 @@ func TestConfigValidate(t *testing.T) {
 		"twice": {func(c *Config) {
 			c.Accounts[0].Shops = []string{"S1"}
 			c.Accounts = append(c.Accounts, c.Accounts[0])
+			c.Accounts[1].Token = "another"
 		}, []string{"listed twice", "shop S1 is already in account"}},
+		"same token": {func(c *Config) {
+			c.Accounts = append(c.Accounts, Account{Name: "north", Token: "token-1", RatePerSecond: 1})
+		}, []string{"accounts default and north have the same token"}},
+		"same token in a file": {func(c *Config) {
+			c.Accounts = append(c.Accounts,
+				Account{Name: "north", TokenFile: file("token-1\n"), RatePerSecond: 1},
+				Account{Name: "south", TokenFile: file("token-2"), RatePerSecond: 1})
+		}, []string{"accounts default and north have the same token"}},
+		"no token twice": {func(c *Config) {
+			c.Accounts = []Account{{Name: "a", RatePerSecond: 1}, {Name: "b", RatePerSecond: 1}}
+		}, []string{"account a: token is missing", "account b: token is missing"}},
+		"balance": {func(c *Config) { c.Accounts[0].Balance = &Balance{Points: 0, At: time.Now()} }, nil},
+		"balance of no time": {func(c *Config) {
+			c.Accounts[0].Balance = &Balance{Points: 1}
+		}, []string{"balance must be"}},
+		"balance of tomorrow": {func(c *Config) {
+			c.Accounts[0].Balance = &Balance{Points: 1, At: time.Now().Add(24 * time.Hour)}
+		}, []string{"balance must be"}},
+		"balance below nothing": {func(c *Config) {
+			c.Accounts[0].Balance = &Balance{Points: -1, At: time.Now()}
+		}, []string{"balance must be"}},
 		"all at once": {func(c *Config) { c.URL, c.Timeout, c.Accounts[0].Token = "", 0, "" }, []string{"url", "timeout", "token"}},
 	} {
 		t.Run(name, func(t *testing.T) {

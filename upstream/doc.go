@@ -36,6 +36,7 @@
 //	config.go    what is to be set, and what is wrong with it
 //	upstream.go  the API of this package: Upstream, Turn, their states
 //	account.go   one account: its queue, breaker, halt, parked shops, spending
+//	balance.go   how long an account's points last
 //	pacer.go     the rate limit
 //	launch.go    the moment at which a call leaves, or does not
 //	conn.go      connections whose first write waits for that moment

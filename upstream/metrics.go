@@ -21,6 +21,7 @@ type metrics struct {
 	slotWait     *prometheus.HistogramVec
 	window       *prometheus.GaugeVec
 	withheld     *prometheus.CounterVec
+	balance      *prometheus.GaugeVec
 	halted       *prometheus.GaugeVec
 	parked       prometheus.Gauge
 	unreachable  *prometheus.CounterVec
@@ -49,6 +50,7 @@ func newMetrics(reg prometheus.Registerer, accounts []Account) (*metrics, error)
 			[]float64{0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5}, "account"),
 		window:       gauge("slot_window_seconds", "What the rate limit takes for one second; it grows when the API throttles.", "account"),
 		withheld:     counter("withheld_points_total", "Points that the API says it has charged.", "account"),
+		balance:      gauge("balance_points", "Points that are left of the configured balance; absent for accounts without one.", "account"),
 		halted:       gauge("account_halted", "1 while the account is halted for the reason.", "account", "reason"),
 		parked:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "packship_shops_parked", Help: "Shops whose orders are held."}),
 		unreachable:  counter("unreachable_total", "Calls that could not be sent because there was no connection.", "account"),
@@ -58,7 +60,7 @@ func newMetrics(reg prometheus.Registerer, accounts []Account) (*metrics, error)
 		}),
 	}
 	for _, c := range []prometheus.Collector{
-		m.calls, m.duration, m.inFlight, m.breaker, m.throttled, m.slotWait, m.window, m.withheld,
+		m.calls, m.duration, m.inFlight, m.breaker, m.throttled, m.slotWait, m.window, m.withheld, m.balance,
 		m.halted, m.parked, m.unreachable, m.unrecognised, m.mismatches,
 	} {
 		if err := reg.Register(c); err != nil {

@@ -199,6 +199,9 @@ const (
 	rowAddress    = 21
 )
 
+// quotaReason is why an account without calls or points left is halted.
+var quotaReason = answers.row(rowQuota).slug
+
 // codeRefused is the code of an account without permission or calls left.
 const codeRefused = 204
 

@@ -79,7 +79,7 @@ func (u *Upstream) Run(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 			for _, a := range u.accounts {
-				a.readToken()
+				a.readToken(u.accounts)
 			}
 		}
 	}
@@ -313,6 +313,9 @@ type AccountStatus struct {
 	Calls   int64 `json:"calls"`
 	Charged int64 `json:"charged"`
 	Spent   int64 `json:"spent"`
+	// Balance is what is left of the configured balance, nil if none is
+	// configured, or nobody knows since a top-up.
+	Balance *BalanceStatus `json:"balance,omitempty"`
 }
 
 // ParkedShop is a shop whose orders are held.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"time"
 
 	"gopkg.in/yaml.v3"
 
@@ -26,6 +27,10 @@ type accountEntry struct {
 	RatePerSecond *float64 `yaml:"rate_per_second"`
 	VVType        *int     `yaml:"vvtype"`
 	Shops         []string `yaml:"shops"`
+	Balance       *struct {
+		Points *int64    `yaml:"points"`
+		At     time.Time `yaml:"at"`
+	} `yaml:"balance"`
 }
 
 // accountName keeps names usable in a URL's path and as a label.
@@ -95,6 +100,16 @@ func ReadAccounts(file string) ([]upstream.Account, []Problem) {
 				problem("%s: vvtype must be from 1 to 4", who)
 			}
 		}
+		if b := e.Balance; b != nil {
+			switch {
+			case b.Points == nil || *b.Points < 0 || b.At.IsZero():
+				problem("%s: balance needs points, from 0, and at, the time at which there were so many", who)
+			case time.Until(b.At) > time.Hour:
+				problem("%s: balance is of %s, which is yet to come", who, b.At.Format(time.RFC3339))
+			default:
+				a.Balance = &upstream.Balance{Points: *b.Points, At: b.At}
+			}
+		}
 		for _, shop := range e.Shops {
 			if !schema.ValidShopID(shop) {
 				problem("%s: shop %q is not 1 to 64 letters, digits, _ or -", who, shop)
@@ -134,6 +149,7 @@ func (s *Settings) accounts() ([]upstream.Account, []Problem) {
 			"is default but no account has that name; add it to the accounts file or set " + variable("UPSTREAM_TOKEN"),
 		})
 	}
+	problems = append(problems, sharedTokens(list)...)
 	for i := range list {
 		if list[i].RatePerSecond == 0 {
 			list[i].RatePerSecond = s.RatePerSecond
@@ -143,4 +159,34 @@ func (s *Settings) accounts() ([]upstream.Account, []Problem) {
 		}
 	}
 	return list, problems
+}
+
+// sharedTokens finds accounts with one token. The API counts calls by it, so that
+// their rates would add up to more than it allows. Files that cannot be read are
+// complained of elsewhere.
+func sharedTokens(list []upstream.Account) []Problem {
+	var problems []Problem
+	holders := map[Secret]upstream.Account{}
+	for _, a := range list {
+		token := Secret(a.Token)
+		if a.TokenFile != "" {
+			token, _ = readSecret(a.TokenFile)
+		}
+		if token == "" {
+			continue
+		}
+		other, taken := holders[token]
+		if !taken {
+			holders[token] = a
+			continue
+		}
+		same := "the same token"
+		if a.TokenFile != "" && a.TokenFile == other.TokenFile {
+			same = "the same token_file " + a.TokenFile
+		}
+		problems = append(problems, Problem{variable("ACCOUNTS_FILE"), fmt.Sprintf(
+			"has accounts %q and %q with %s, so the API would be called at the sum of their rates; give each its own token, or put the shops into one account",
+			other.Name, a.Name, same)})
+	}
+	return problems
 }

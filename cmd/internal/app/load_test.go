@@ -157,6 +157,13 @@ func TestProblems(t *testing.T) {
 	missing := filepath.Join(dir, "missing")
 	empty := writeFile(t, "empty", "\n")
 	accounts := writeFile(t, "accounts.yaml", "accounts:\n  - name: default\n    token_file: "+writeFile(t, "tok", "x")+"\n")
+	token := writeFile(t, "token", "t\n")
+	account := func(name, file, more string) string {
+		return "  - name: " + name + "\n    token_file: " + file + "\n" + more
+	}
+	list := func(accounts ...string) string {
+		return writeFile(t, "list.yaml", "accounts:\n"+strings.Join(accounts, ""))
+	}
 	tests := map[string]struct {
 		env  map[string]string
 		want []string // each a regular expression that one problem matches, and no other problems
@@ -252,6 +259,34 @@ func TestProblems(t *testing.T) {
 		"two default accounts": {
 			map[string]string{"ACCOUNTS_FILE": accounts},
 			[]string{"ACCOUNTS_FILE has an account named default"},
+		},
+		"one token of two accounts": {
+			map[string]string{"ACCOUNTS_FILE": list(account("north", token, ""))},
+			[]string{`ACCOUNTS_FILE has accounts "north" and "default" with the same token, so the API would be called at the sum of their rates`},
+		},
+		"one token file of two accounts": {
+			map[string]string{"UPSTREAM_TOKEN": "", "ACCOUNTS_FILE": list(account("north", token, ""), account("south", token, ""))},
+			[]string{`ACCOUNTS_FILE has accounts "north" and "south" with the same token_file ` + regexp.QuoteMeta(token)},
+		},
+		"tokens that are missing are not the same": {
+			map[string]string{"UPSTREAM_TOKEN": "", "ACCOUNTS_FILE": list(account("north", empty, ""), account("south", missing, ""))},
+			[]string{`"north": token_file names .*, which is empty`, `"south": token_file cannot be read`},
+		},
+		"balance": {
+			map[string]string{"ACCOUNTS_FILE": list(account("north", writeFile(t, "n", "n"), "    balance: {points: 50000, at: 2026-01-02T03:04:05+08:00}\n"))},
+			nil,
+		},
+		"balances that are none": {
+			map[string]string{"ACCOUNTS_FILE": list(
+				account("a", writeFile(t, "a", "a"), "    balance: {points: 50000}\n"),
+				account("b", writeFile(t, "b", "b"), "    balance: {points: -1, at: 2026-01-02T03:04:05Z}\n"),
+				account("c", writeFile(t, "c", "c"), "    balance: {at: 2026-01-02T03:04:05Z}\n"),
+				account("d", writeFile(t, "d", "d"), "    balance: {points: 1, at: 2999-01-02T03:04:05Z}\n"))},
+			[]string{`"a": balance needs points`, `"b": balance needs points`, `"c": balance needs points`, `"d": balance is of 2999.* yet to come`},
+		},
+		"a balance of another form": {
+			map[string]string{"ACCOUNTS_FILE": list(account("a", writeFile(t, "a2", "a"), "    balance: 50000\n"))},
+			[]string{"cannot unmarshal"},
 		},
 		"accounts file in place of a token": {map[string]string{"UPSTREAM_TOKEN": "", "ACCOUNTS_FILE": accounts}, nil},
 		"misspelt": {
