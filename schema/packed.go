@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -26,6 +27,15 @@ type Packed struct {
 	CancelID    string // decimal digits
 	Feature     string
 	VVType      int // 1 to 4, or 0 if the event leaves it to the account
+
+	// What the event may say of its order besides. It is checked before a call
+	// and not sent. What is no string, or no time, is as good as left out:
+	// producers may have fields of these names that mean something else.
+	Platform    string    // where the order was placed
+	OrderKind   string    // what sort of order it is
+	OrderGroup  string    // whose parcel it is: orders of one group may share a waybill number
+	PaidAt      time.Time // when the buyer paid
+	CollectedAt time.Time // when the carrier collected the parcel
 
 	// Shipment is the identity of what the event asks to ship. Parts that
 	// break a rule stand in it as they were written, or by their hash if they
@@ -221,6 +231,21 @@ func (d *decoder) rest() {
 	p.CancelID = d.id("cancel_id")
 	p.Feature = d.string("feature", "V15")
 	d.vvtype()
+	p.Platform, _ = jsonString(d.fields["platform"])
+	p.OrderKind, _ = jsonString(d.fields["order_kind"])
+	p.OrderGroup, _ = jsonString(d.fields["order_group"])
+	p.PaidAt = d.time("paid_at")
+	p.CollectedAt = d.time("collected_at")
+}
+
+// time returns a field that is a time, else the zero time.
+func (d *decoder) time(field string) time.Time {
+	s, _ := jsonString(d.fields[field])
+	at, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return time.Time{}
+	}
+	return at
 }
 
 func (d *decoder) split() {

@@ -46,6 +46,7 @@
 //	body.go      lenient reading of the API's JSON
 //	validate.go  the rules that an event must keep before it may cost money
 //	feature.go   the grammar of the feature field
+//	origin.go    rules on where an order and its parcel come from
 //	carrier.go   the carrier catalogue
 //	metrics.go   metrics
 //

@@ -23,6 +23,7 @@ type Upstream struct {
 	accounts  []*account
 	byShop    map[string]*account
 	fallback  *account // serves the shops in no account; nil if nobody does
+	parcels   parcels
 }
 
 // New returns an Upstream. Calls can be made at once; Run keeps it up to date.
@@ -271,7 +272,11 @@ func (t *Turn) Send(gate context.Context, startBy time.Time) schema.Answer {
 		l := newLaunch(ready, a.pacer, func() bool { return a.depart(t) })
 		x := u.do(ready, l, token, contentType, body)
 		if x.left {
-			return a.conclude(t, x, l)
+			answer := a.conclude(t, x, l)
+			if answer.Effect == schema.EffectShipped {
+				u.parcels.shipped(t.packed)
+			}
+			return answer
 		}
 		why := context.Cause(ready)
 		switch {

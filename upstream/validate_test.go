@@ -102,9 +102,28 @@ func TestValidate(t *testing.T) {
 		"V19 sender":               {`,"sender_id":"0"`, []string{"V19 sender_id"}},
 		"V19 both":                 {`,"sender_id":"x","cancel_id":"9223372036854775808"`, []string{"V19 sender_id", "V19 cancel_id"}},
 		"V19 type":                 {`,"sender_id":1.5`, []string{"V19 sender_id"}},
+		"V22 Pinduoduo":            {`,"platform":" PDD "`, []string{"V22 platform"}},
+		"V22 in Chinese":           {`,"platform":"抖音"`, []string{"V22 platform"}},
+		"platform Taobao":          {`,"platform":"taobao"`, nil},
+		"platform Tmall":           {`,"platform":"天猫"`, nil},
+		"platform of a kind":       {`,"platform":"TB-2"`, nil},
+		"platform a number":        {`,"platform":1688`, nil},
+		"V23":                      {`,"paid_at":"2026-11-24T10:00:00+08:00","collected_at":"2026-11-24T01:59:59Z"`, []string{"V23 collected_at"}},
+		"collected when paid":      {`,"paid_at":"2026-11-24T10:00:00+08:00","collected_at":"2026-11-24T02:00:00Z"`, nil},
+		"collected only":           {`,"collected_at":"2026-11-24T02:00:00Z"`, nil},
+		"paid only":                {`,"paid_at":"2026-11-24T02:00:00Z"`, nil},
+		"paid some time":           {`,"paid_at":"soon","collected_at":"2026-11-24T02:00:00Z"`, nil},
+		"V25":                      {`,"order_kind":"virtual"`, []string{"V25 order_kind"}},
+		"V25 cod":                  {`,"order_kind":"cash_on_delivery"`, []string{"V25 order_kind"}},
+		"order kind normal":        {`,"order_kind":"normal"`, nil},
+		"order kind object":        {`,"order_kind":{}`, nil},
+		"order group":              {`,"order_group":"g1"`, nil},
 		"all at once": {
-			`,"out_sid":"","company_code":"OTHER","is_split":true,"sub_tid":"0","feature":"x","sender_id":"-1","vvtype":9`,
-			[]string{"V04 out_sid", "V09 company_code", "V12 is_split", "V14 sub_tid", "V15 feature", "V18 vvtype", "V19 sender_id"},
+			`,"out_sid":"","company_code":"OTHER","is_split":true,"sub_tid":"0","feature":"x","sender_id":"-1","vvtype":9,"platform":"jd","order_kind":"virtual","paid_at":"2026-01-02T00:00:00Z","collected_at":"2026-01-01T00:00:00Z"`,
+			[]string{
+				"V04 out_sid", "V09 company_code", "V12 is_split", "V14 sub_tid", "V15 feature", "V18 vvtype", "V19 sender_id",
+				"V22 platform", "V23 collected_at", "V25 order_kind",
+			},
 		},
 	}
 	u := newUpstream(t, testConfig("http://api.test/"))
@@ -127,6 +146,56 @@ func TestValidate(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A waybill number that was shipped for one group of orders is not taken for
+// another (V07): not before it was shipped, not if nobody names a group, and not
+// for ever.
+func TestParcelOfAnotherGroup(t *testing.T) {
+	inBubble(t, nil, func(b bubble) {
+		t, u, a := b.t, b.u, b.api
+		of := func(tid int, group, outSID string) *schema.Packed {
+			p := order(tid)
+			p.OrderGroup, p.OutSID = group, outSID
+			return p
+		}
+		check := func(what string, p *schema.Packed, want ...string) {
+			t.Helper()
+			var got []string
+			for _, v := range u.Validate(p) {
+				got = append(got, v.Rule)
+				if strings.Contains(v.Message, "north") || !strings.Contains(v.Message, "order 1,") {
+					t.Errorf("%s: %s; want the other order and not its group", what, v.Message)
+				}
+			}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Errorf("%s (-want +got):\n%s", what, d)
+			}
+		}
+		a.script(waybillUsed, success)
+		send(t, u, of(1, "north", "SF1111111111111"))
+		check("what was refused is nobody's", of(2, "south", "SF1111111111111"))
+		send(t, u, of(1, "north", "SF1111111111111"))
+		check("another group", of(2, "south", "SF1111111111111"), "V07")
+		check("a merged parcel", of(3, "north", "SF1111111111111"))
+		check("no group", of(3, "", "SF1111111111111"))
+		check("another number", of(3, "south", "SF1111111111112"))
+		other := of(3, "south", "SF1111111111111")
+		other.CompanyCode = "STO"
+		check("another carrier", other)
+
+		for i := range maxParcels {
+			u.parcels.shipped(of(10+i, "g", fmt.Sprintf("SF%013d", i)))
+		}
+		check("after many others", of(2, "south", "SF1111111111111"), "V07")
+		for i := range maxParcels {
+			u.parcels.shipped(of(10+i, "g", fmt.Sprintf("SF9%012d", i)))
+		}
+		check("after too many others", of(2, "south", "SF1111111111111"))
+		if n := len(u.parcels.young) + len(u.parcels.old); n > 2*maxParcels {
+			t.Errorf("%d parcels are remembered", n)
+		}
+	})
 }
 
 // A field that is wrong a million times is not reported a million times.

@@ -84,6 +84,7 @@ func (l *Line) Malformed() []schema.Violation {
 var fieldNames = []string{
 	"event_id", "occurred_at", "shop_id", "tid", "out_sid", "company_code",
 	"is_split", "sub_tid", "sender_id", "cancel_id", "feature", "vvtype",
+	"platform", "order_kind", "order_group", "paid_at", "collected_at",
 }
 
 // required lists the fields that every order has.

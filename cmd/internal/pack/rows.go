@@ -88,7 +88,10 @@ func namedRow(number int, columns, cells []string) (Row, error) {
 // Settable lists the fields of a packed event that may be given another value
 // without making it the event of another order.
 func Settable() []string {
-	return []string{"occurred_at", "out_sid", "company_code", "is_split", "sub_tid", "sender_id", "cancel_id", "feature", "vvtype"}
+	return []string{
+		"occurred_at", "out_sid", "company_code", "is_split", "sub_tid", "sender_id", "cancel_id", "feature", "vvtype",
+		"platform", "order_kind", "order_group", "paid_at", "collected_at",
+	}
 }
 
 // Value turns what a person has written for a field into JSON of the type that
