@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 
@@ -62,6 +63,30 @@ func TestTableInvariants(t *testing.T) {
 	}
 	if d := cmp.Diff(map[int]int{3: 2, 5: 1, 6: 3, 53: 1, 55: 2}, retries); d != "" {
 		t.Errorf("retry bounds (-want +got):\n%s", d)
+	}
+}
+
+// The advice stands in events that a person reads at night: one or two short
+// sentences that say what to do, in words of the event and the settings.
+func TestAdviceIsForPeople(t *testing.T) {
+	const most = 220
+	inward := regexp.MustCompile(`(?i)\b(isv|encoder|parse|json|http|wire|backoff|ledger|retry|redrive|our|api|null|utf)\b|V[0-9]{2}|code [0-9]`)
+	for _, r := range answers.rows {
+		if len(r.advice) > most || !strings.HasSuffix(r.advice, ".") || r.advice[0] < 'A' || r.advice[0] > 'Z' {
+			t.Errorf("row %d: advice is %d characters long, want at most %d in whole sentences: %s", r.number, len(r.advice), most, r.advice)
+		}
+		if m := inward.FindString(r.advice); m != "" {
+			t.Errorf("row %d: advice speaks of %q to a person who has an order to ship: %s", r.number, m, r.advice)
+		}
+		if again := strings.Contains(r.advice, "pack the order again") || strings.Contains(r.advice, "Pack it again"); again && !r.redrivable {
+			t.Errorf("row %d: advice says to pack the order again, which does not help: %s", r.number, r.advice)
+		}
+		if r.effect == schema.EffectUnknown && !strings.Contains(r.advice, "may be shipped") {
+			t.Errorf("row %d: advice does not say that the order may be shipped: %s", r.number, r.advice)
+		}
+		if r.action == actPark && !strings.Contains(r.advice, "npark") {
+			t.Errorf("row %d: advice does not say how the shop goes on: %s", r.number, r.advice)
+		}
 	}
 }
 
