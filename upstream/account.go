@@ -47,6 +47,12 @@ type account struct {
 	state     gobreaker.State // the breaker's, as last reported
 	openUntil time.Time
 	onTrial   bool // a call is trying the half-open breaker
+	// recess is closed when the breaker is no longer open and the pause is
+	// over; nil while nobody has asked to be told.
+	recess chan struct{}
+	// shared is true if there are other accounts, in whose way this one's
+	// orders must not stand.
+	shared bool
 	// shopFaults is when the platform last failed for a shop.
 	shopFaults map[string]time.Time
 	// repaired is when the leave was given for the try that ended a shop's
@@ -128,6 +134,7 @@ func newAccount(cfg *Config, c *Account, m *metrics) (*account, error) {
 		name: c.Name, vvtype: c.VVType, cfg: cfg, metrics: m, logger: cfg.Logger.With("account", c.Name),
 		pacer: newPacer(c.RatePerSecond, cfg.RateJitter), token: c.Token, file: c.TokenFile,
 		shops: map[string]*shop{}, shopFaults: map[string]time.Time{}, repaired: map[string]time.Time{}, unsent: map[*Turn]struct{}{},
+		shared:   len(cfg.Accounts) > 1,
 		spending: map[string]*Spending{}, total: Spending{Account: c.Name}, balance: newForecast(c.Balance),
 	}
 	if b := a.balance; b != nil {
@@ -260,7 +267,40 @@ func (a *account) blocked(id string) (<-chan struct{}, bool) {
 	if s := a.shops[id]; s != nil && s.hold != nil && !s.hold.probe {
 		return s.hold.reopened, true
 	}
+	if left := a.recessLeft(); a.shared && left > 0 {
+		if a.recess == nil {
+			a.recess = make(chan struct{})
+			time.AfterFunc(left, a.endRecess)
+		}
+		return a.recess, true
+	}
 	return nil, false
+}
+
+// recessLeft returns for how long the account is certain to call nothing, apart
+// from what a repair may bring. Callers hold mu.
+func (a *account) recessLeft() time.Duration {
+	_, _, paused := a.pacer.status()
+	until := paused
+	if a.breaker.State() == gobreaker.StateOpen {
+		until = later(until, a.openUntil)
+	}
+	return time.Until(until)
+}
+
+// endRecess lets the orders know that stood aside, once the time has come.
+func (a *account) endRecess() {
+	a.mu.Lock()
+	defer a.unlock()
+	if a.recess == nil {
+		return
+	}
+	if left := a.recessLeft(); left > 0 {
+		time.AfterFunc(left, a.endRecess)
+		return
+	}
+	close(a.recess)
+	a.recess = nil
 }
 
 // mayGrant reports whether the first in the queue may have a turn. If not, wait
@@ -529,6 +569,10 @@ func (a *account) resume() {
 	a.mu.Lock()
 	defer a.unlock()
 	a.pacer.resume()
+	if a.recess != nil && a.recessLeft() <= 0 {
+		close(a.recess)
+		a.recess = nil
+	}
 	a.halt.allow()
 	a.note(a.logger.Info, "account resume asked for")
 	a.dispatch()

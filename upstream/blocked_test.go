@@ -138,3 +138,81 @@ func mayGrantNow(u *Upstream) (time.Duration, bool) {
 	defer a.unlock()
 	return a.mayGrant(time.Now())
 }
+
+// An open breaker and a pause block the orders of their account where there are
+// others, until the time has come or somebody ends the pause, and do not where
+// the account is alone.
+func TestBlockedByRecess(t *testing.T) {
+	other := func(c *Config) {
+		c.Accounts = append(c.Accounts, Account{Name: "other", Token: "other", RatePerSecond: 1, Shops: []string{"S9"}})
+	}
+	open := func(b bubble) {
+		b.api.script("status 503")
+		for i := range 5 {
+			send(b.t, b.u, order(i+1))
+		}
+		b.api.script(success)
+	}
+	slow := func(b bubble) {
+		b.api.script(answerText(614, "This ban will last for 29 more seconds"), success)
+		send(b.t, b.u, order(1))
+	}
+	for name, trouble := range map[string]func(bubble){"breaker": open, "pause": slow} {
+		t.Run(name+" of one of two", func(t *testing.T) {
+			inBubble(t, other, func(b bubble) {
+				trouble(b)
+				begin := time.Now()
+				reopened, blocked := b.u.Blocked(order(9))
+				if !blocked || closed(reopened) {
+					b.t.Fatalf("blocked %t, reopened %t; want blocked and not reopened", blocked, closed(reopened))
+				}
+				if again, _ := b.u.Blocked(shopOrder("S2", 10)); again != reopened {
+					b.t.Error("another shop of the account has another channel")
+				}
+				if _, blocked := b.u.Blocked(shopOrder("S9", 11)); blocked {
+					b.t.Error("another account is blocked")
+				}
+				<-reopened
+				if d := time.Since(begin); d != 30*time.Second {
+					b.t.Errorf("reopened after %s, want 30s", d)
+				}
+				if _, blocked := b.u.Blocked(order(9)); blocked {
+					b.t.Error("still blocked")
+				}
+				if got := send(b.t, b.u, order(9)); got.Action != schema.ActSucceed {
+					b.t.Errorf("got %+v", got)
+				}
+			})
+		})
+		t.Run(name+" of the only one", func(t *testing.T) {
+			inBubble(t, nil, func(b bubble) {
+				trouble(b)
+				if _, blocked := b.u.Blocked(order(9)); blocked {
+					b.t.Error("blocked, in nobody's way")
+				}
+			})
+		})
+	}
+	t.Run("pause that is made longer", func(t *testing.T) {
+		inBubble(t, other, func(b bubble) {
+			slow(b)
+			begin := time.Now()
+			reopened, _ := b.u.Blocked(order(9))
+			b.u.accounts[0].pacer.throttle(45*time.Second, time.Now())
+			<-reopened
+			if d := time.Since(begin); d != 45*time.Second {
+				b.t.Errorf("reopened after %s, want 45s", d)
+			}
+		})
+	})
+	t.Run("pause that somebody ends", func(t *testing.T) {
+		inBubble(t, other, func(b bubble) {
+			slow(b)
+			reopened, _ := b.u.Blocked(order(9))
+			b.u.Resume("default")
+			if _, blocked := b.u.Blocked(order(9)); blocked || !closed(reopened) {
+				b.t.Errorf("blocked %t, reopened %t after the resume", blocked, closed(reopened))
+			}
+		})
+	})
+}

@@ -101,8 +101,9 @@ func (u *Upstream) accountOf(shop string) *account {
 
 // Blocked reports whether no order of the event's shop may be sent for the time
 // being, because its account is halted or the shop is parked, and returns a
-// channel that is closed when one may be tried. A paused account and an open
-// breaker do not block: they end by themselves, and soon.
+// channel that is closed when one may be tried. A pause of the account and an
+// open breaker end by themselves; they block only where there are other accounts,
+// whose orders must not wait behind this one's.
 func (u *Upstream) Blocked(p *schema.Packed) (reopened <-chan struct{}, blocked bool) {
 	a := u.accountOf(p.ShopID)
 	if a == nil {
