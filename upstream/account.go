@@ -65,6 +65,10 @@ type account struct {
 	// that are not over, inFlight the requests that have left.
 	unsent         map[*Turn]struct{}
 	busy, inFlight int
+	// silentSince is when the API last answered anything, or the first of the
+	// calls in flight left; usual is how long an answer takes, on average.
+	silentSince time.Time
+	usual       time.Duration
 	// prepare is how long an order takes from its turn to the limiter, on
 	// average: that much earlier it must be let in.
 	prepare time.Duration
@@ -127,6 +131,10 @@ const (
 	maxLead = 3 * time.Second
 	// shopFaultLimit refusals in a row park a shop.
 	shopFaultLimit = 5
+	// silence is how long an API that has several calls to answer answers none
+	// before it is taken for one that does not answer. It is no longer than the
+	// usual answer, see [account.silent].
+	silence = time.Second
 )
 
 func newAccount(cfg *Config, c *Account, m *metrics) (*account, error) {
@@ -321,11 +329,23 @@ func (a *account) mayGrant(now time.Time) (wait time.Duration, ok bool) {
 		}
 	case gobreaker.StateClosed:
 	}
+	if a.silent(now) {
+		return 0, false // an answer or a time limit will be news
+	}
 	early := min(lead+2*a.prepare, maxLead)
 	if wait := a.pacer.forecast(len(a.unsent)).Sub(now) - early; wait > 0 {
 		return wait, false
 	}
 	return 0, true
+}
+
+// silent reports whether as many calls as would open the breaker are in flight
+// and none has been answered for longer than an answer usually takes. An API
+// that has stopped to answer would otherwise be sent all that the rate allows
+// until the first of them reaches its time limit, and each of these orders would
+// be in doubt. Callers hold mu.
+func (a *account) silent(now time.Time) bool {
+	return a.inFlight >= a.cfg.BreakerFailures && now.Sub(a.silentSince) > max(silence, a.usual)
 }
 
 // grant gives a turn. Callers hold mu.
@@ -372,7 +392,9 @@ func (a *account) depart(t *Turn) bool {
 	if t.state == turnSending {
 		t.state = turnLeft
 		delete(a.unsent, t)
-		a.inFlight++
+		if a.inFlight++; a.inFlight == 1 {
+			a.silentSince = time.Now()
+		}
 		a.metrics.inFlight.WithLabelValues(a.name).Inc()
 		a.dispatch()
 	}
@@ -465,6 +487,10 @@ func (a *account) conclude(t *Turn, x exchange, l *launch) schema.Answer {
 	defer a.unlock()
 	a.spend(t.packed.ShopID, f.Exchange)
 	a.prepare = (7*a.prepare + arrived.Sub(t.granted)) / 8
+	if x.status != 0 {
+		a.silentSince = time.Now()
+		a.usual = (7*a.usual + x.took) / 8
+	}
 	if f.source == "" {
 		a.pacer.passed()
 	} else {

@@ -526,6 +526,7 @@ func TestNewToken(t *testing.T) {
 	var logs logBuffer
 	inBubble(t, func(c *Config) {
 		c.Accounts[0].Token, c.Accounts[0].TokenFile = "", file
+		c.BreakerFailures = 100 // more than the calls whose answers come late
 		c.Logger = slog.New(slog.NewTextHandler(&logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}, func(b bubble) {
 		t, u, a := b.t, b.u, b.api

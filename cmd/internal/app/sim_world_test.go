@@ -106,6 +106,9 @@ type simulation struct {
 	seed     uint64
 	profile  simProfile
 	settings Settings
+	// api and settings may be changed before they are used.
+	changeAPI func(*upstreamtest.Options)
+	change    func(*Settings)
 
 	network *simNetwork
 	cluster *kfake.Cluster
@@ -167,13 +170,17 @@ func (s *simulation) begin() {
 		s.t.Fatal(err)
 	}
 	s.cluster = cluster
-	s.api = upstreamtest.New(upstreamtest.Options{
+	options := upstreamtest.Options{
 		Seed: s.seed, AutoCreate: true, Latency: s.profile.latency, Rate: upstreamtest.Rate{PerSecond: 10},
 		Accounts: []upstreamtest.Account{{Name: simAccount, Token: simToken}},
 		// Row 26, the other answer to an order on hold, is also an answer to one
 		// that is shipped: nobody could tell what became of a call for it.
 		Switches: upstreamtest.Switches{OnHoldRow: 14},
-	})
+	}
+	if s.changeAPI != nil {
+		s.changeAPI(&options)
+	}
+	s.api = upstreamtest.New(options)
 	if _, err := s.api.StartFunc(func() (net.Listener, error) { return s.network.listen("tcp", simAPI) }); err != nil {
 		s.t.Fatal(err)
 	}
@@ -189,6 +196,9 @@ func (s *simulation) begin() {
 	}
 	set.LedgerPartitions = simLedgerPartitions
 	set.RatePerSecond /= float64(s.profile.groups)
+	if s.change != nil {
+		s.change(set)
+	}
 	if problems := set.check(PartAll); len(problems) > 0 {
 		s.t.Fatal(problems)
 	}
