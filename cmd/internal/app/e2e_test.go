@@ -111,11 +111,24 @@ func (w *world) start() *replica {
 	return r
 }
 
+// startLogging is start with a log of everything.
+func (w *world) startLogging(to io.Writer) *replica {
+	w.t.Helper()
+	r := w.launchLogging(w.settings, slog.New(slog.NewTextHandler(to, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	r.eventually("ready", func() bool { ok, _ := r.c.Ready(); return ok })
+	return r
+}
+
 // launch starts a replica without waiting.
 func (w *world) launch(s Settings) *replica {
 	w.t.Helper()
+	return w.launchLogging(s, testLogger(w.t))
+}
+
+func (w *world) launchLogging(s Settings, logger *slog.Logger) *replica {
+	w.t.Helper()
 	addr := make(chan net.Addr, 1)
-	c, err := New(s, Options{Logger: testLogger(w.t), Serving: func(a net.Addr) { addr <- a }})
+	c, err := New(s, Options{Logger: logger, Serving: func(a net.Addr) { addr <- a }})
 	if err != nil {
 		w.t.Fatal(err)
 	}
