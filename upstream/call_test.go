@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"regexp"
 	"strings"
 	"sync"
@@ -471,29 +473,44 @@ func TestRedirectIsNotFollowed(t *testing.T) {
 	}
 }
 
-// An answer of 50 MB costs the memory of the cap, and its end is not waited for.
+// An answer of 50 MB, or one without an end, costs the memory of the cap, and its
+// end is not waited for.
 func TestHugeAnswer(t *testing.T) {
-	var sent atomic.Int64
-	s := serve(t, func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, `{"code":0,"data":[{"success":true}],"x":"`)
-		chunk := bytes.Repeat([]byte("x"), 64<<10)
-		for range 800 {
-			n, err := w.Write(chunk)
-			sent.Add(int64(n))
-			if err != nil {
-				return
+	for name, size := range map[string]int64{"50 MB": 50 << 20, "endless": math.MaxInt64} {
+		t.Run(name, func(t *testing.T) {
+			var sent atomic.Int64
+			chunk := bytes.Repeat([]byte("x"), 64<<10)
+			s := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+				_, _ = io.WriteString(w, `{"code":0,"data":[{"success":true}],"x":"`)
+				for sent.Load() < size {
+					n, err := w.Write(chunk)
+					sent.Add(int64(n))
+					if err != nil {
+						return
+					}
+				}
+				_, _ = io.WriteString(w, `"}`)
+			})
+			u := newUpstream(t, testConfig(s.URL))
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			start := time.Now()
+			got := send(t, u, order(1))
+			took := time.Since(start)
+			runtime.ReadMemStats(&after)
+			if got.Effect != schema.EffectUnknown || got.Answered || got.Action != schema.ActRetry {
+				t.Errorf("got %+v, want an unknown outcome", got)
 			}
-		}
-		_, _ = io.WriteString(w, `"}`)
-	})
-	u := newUpstream(t, testConfig(s.URL))
-	got := send(t, u, order(1))
-	if got.Effect != schema.EffectUnknown || got.Answered {
-		t.Errorf("got %+v, want an unknown outcome", got)
-	}
-	s.Close()
-	if n := sent.Load(); n > 40<<20 {
-		t.Errorf("the server could send %d bytes", n)
+			s.Close()
+			allocated := after.TotalAlloc - before.TotalAlloc
+			t.Logf("an answer of %s: %s, %.1f MiB allocated, %.1f MiB sent", name, took.Round(time.Millisecond), float64(allocated)/(1<<20), float64(sent.Load())/(1<<20))
+			if n := sent.Load(); n > 40<<20 {
+				t.Errorf("the server could send %d bytes", n)
+			}
+			if allocated > 16<<20 {
+				t.Errorf("%d bytes were allocated for an answer of which one MiB is read", allocated)
+			}
+		})
 	}
 }
 

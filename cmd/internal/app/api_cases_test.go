@@ -446,8 +446,15 @@ func caseSystemExceptionShipped(t *testing.T) {
 // answerTo makes one call to an API with a fault, without Kafka.
 func answerTo(t *testing.T, fault upstreamtest.Fault) schema.Answer {
 	t.Helper()
-	sim := upstreamtest.New(upstreamtest.Options{AutoCreate: true, Faults: []upstreamtest.Fault{fault}})
-	t.Cleanup(func() { _ = sim.Close() })
+	return answerOf(t, upstreamtest.Options{Faults: []upstreamtest.Fault{fault}}, "")
+}
+
+// answerOf makes one call to an API with options, for an order with more fields.
+func answerOf(t *testing.T, options upstreamtest.Options, fields string) schema.Answer {
+	t.Helper()
+	options.AutoCreate = true
+	sim := upstreamtest.New(options)
+	defer func() { _ = sim.Close() }()
 	url, err := sim.Start("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -463,8 +470,8 @@ func answerTo(t *testing.T, fault upstreamtest.Fault) schema.Answer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(api.CloseIdleConnections)
-	p, err := schema.DecodePacked(&schema.Record{Value: []byte(order(1, ""))})
+	defer api.CloseIdleConnections()
+	p, err := schema.DecodePacked(&schema.Record{Value: []byte(order(1, fields))})
 	if err != nil {
 		t.Fatal(err)
 	}
