@@ -5,10 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -151,6 +153,102 @@ func TestPackReports(t *testing.T) {
 		t.Errorf("exit code %d, stderr %q, report %+v", code, stderr, got)
 	}
 }
+
+// TestPackBrokenFile has a file turn out not to be readable after others are
+// produced: what was produced is said, and the report is whole.
+func TestPackBrokenFile(t *testing.T) {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	env := map[string]string{"KAFKA_BROKERS": strings.Join(cluster.ListenAddrs(), ",")}
+	if code, _, stderr := packship(t, env, "", "topics", "create", "--partitions", "1", "--replication", "1"); code != 0 {
+		t.Fatalf("create: %s", stderr)
+	}
+	good := file(t, "good.jsonl", goodOrder)
+	bad := file(t, "bad.csv", "shop_id,tid\n")
+	code, stdout, stderr := packship(t, env, "", "pack", "--json", good, bad)
+	if code != 1 || !regexp.MustCompile(`^packship: pack: 1 events were produced before this: \S+bad.csv: the header row lacks out_sid, company_code`).MatchString(stderr) {
+		t.Errorf("exit code %d, stderr %q", code, stderr)
+	}
+	var report struct{ Lines, Valid, Produced int }
+	if err := json.Unmarshal([]byte(stdout), &report); err != nil || report.Lines != 1 || report.Valid != 1 || report.Produced != 1 {
+		t.Errorf("report %+v, %v in %s", report, err, stdout)
+	}
+	// What is not there at all is seen before anything is produced.
+	before := cluster.PartitionInfo(app.Defaults().TopicPacked, 0).HighWatermark
+	for what, path := range map[string]string{"no such file": filepath.Join(t.TempDir(), "none.csv"), "is a directory": t.TempDir()} {
+		code, _, stderr = packship(t, env, "", "pack", good, path)
+		if code != 1 || !strings.Contains(stderr, what) {
+			t.Errorf("exit code %d, stderr %q, want %s", code, stderr, what)
+		}
+	}
+	if after := cluster.PartitionInfo(app.Defaults().TopicPacked, 0).HighWatermark; after != before {
+		t.Errorf("%d events were produced although a file is missing", after-before)
+	}
+}
+
+// generated is a table that is made while it is read.
+type generated struct {
+	rows, made int
+	rest       []byte
+}
+
+func (g *generated) Read(p []byte) (int, error) {
+	if len(g.rest) == 0 {
+		switch {
+		case g.made > g.rows:
+			return 0, io.EOF
+		case g.made == 0:
+			g.rest = []byte("shop_id,tid,out_sid,company_code\n")
+		default:
+			g.rest = fmt.Appendf(nil, "s1,%d,SF%013d,顺丰%s\n", 1_000_000_000+g.made, g.made, strings.Repeat("快", g.made%2*30))
+		}
+		g.made++
+	}
+	n := copy(p, g.rest)
+	g.rest = g.rest[n:]
+	return n, nil
+}
+
+// TestPackBigFile reads a table of any length in bounded memory, with its report
+// coming line by line: every second row is refused.
+func TestPackBigFile(t *testing.T) {
+	const rows = 100_000
+	if testing.Short() {
+		t.Skip("reads a hundred thousand rows")
+	}
+	reported, most, base := 0, uint64(0), uint64(0)
+	out := writer(func(p []byte) {
+		reported += bytes.Count(p, []byte("\n"))
+		if reported%5000 == 0 {
+			runtime.GC()
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			if base == 0 {
+				base = m.HeapAlloc
+			}
+			most = max(most, m.HeapAlloc)
+		}
+	})
+	var errs bytes.Buffer
+	code := Main(t.Context(), []string{"pack", "--dry-run", "--format", "csv", "-"}, Streams{In: &generated{rows: rows}, Out: out, Err: &errs})
+	if code != 1 || !strings.Contains(errs.String(), fmt.Sprintf("%d of %d lines were refused", rows/2, rows)) || reported != rows/2+1 {
+		t.Errorf("exit code %d, %d lines reported, stderr %q", code, reported, errs.String())
+	}
+	// What is left of each row is one entry in the memory for repetitions, of
+	// which there is an end, too.
+	if grown := int64(most) - int64(base); grown > 48<<20 {
+		t.Errorf("%d bytes were held for %d rows", grown, rows)
+	}
+	t.Logf("%d rows: %.1f MiB more in the middle than at the start", rows, float64(most-base)/(1<<20))
+}
+
+// writer is what is done with each write.
+type writer func(p []byte)
+
+func (w writer) Write(p []byte) (int, error) { w(p); return len(p), nil }
 
 // TestTopicsAndPack creates the topics on the embedded broker, packs into them,
 // and reads back.

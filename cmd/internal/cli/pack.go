@@ -1,22 +1,19 @@
 package cli
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
-	"log/slog"
+	"io"
 	"os"
 	"strings"
-	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"packship/cmd/internal/app"
 	"packship/cmd/internal/pack"
-	"packship/producer"
 	"packship/schema"
 )
 
@@ -29,7 +26,8 @@ func newPack(std Streams) *cobra.Command {
 		Long: `pack reads orders from JSON lines, or from CSV whose first row names the
 fields, validates each, and produces a packed event for each that is right.
 A file called "-" is standard input. Lines that are wrong are reported and
-left out; the exit code is then 1.
+left out; the exit code is then 1. Files may be UTF-8, GB18030, or UTF-16, and
+of any size: they are read line by line.
 
 Whether a shop belongs to an account is for the connector to know and is not
 checked here.`,
@@ -49,39 +47,31 @@ checked here.`,
 	return cmd
 }
 
-// packer is one run of pack.
+// packer is one run of pack. Files are read line by line: what is wrong with a
+// line is reported and what is right is produced before the next ones are read,
+// so that it does not matter how many there are.
 type packer struct {
 	std            Streams
 	format         pack.Format
 	dryRun, asJSON bool
 
+	settings app.Settings
 	validate func(*schema.Packed) []schema.Violation
-	seen     map[schema.Key]place
-	events   []event
+	seen     shipments
+	out      *outlet // nil until the first event is to be produced
 	report   report
+	findings int
 }
 
-// event is a packed event that is right.
-type event struct {
-	tid     string
-	value   []byte
-	headers []schema.Header
-}
-
-type place struct {
-	file string
-	line int
-}
-
-// report is what pack has to say in the end.
+// report is what pack has to say in the end. In JSON the findings, which are
+// written as they come, are the first field of the same object.
 type report struct {
-	Lines    int       `json:"lines"`
-	Valid    int       `json:"valid"`
-	Refused  int       `json:"refused"`
-	Produced int       `json:"produced"`
-	DryRun   bool      `json:"dry_run"`
-	Topic    string    `json:"topic"`
-	Findings []finding `json:"findings"`
+	Lines    int    `json:"lines"`
+	Valid    int    `json:"valid"`
+	Refused  int    `json:"refused"`
+	Produced int    `json:"produced"`
+	DryRun   bool   `json:"dry_run"`
+	Topic    string `json:"topic"`
 }
 
 // finding is what there is to say of one line, or of a file if Line is 0.
@@ -99,30 +89,77 @@ func (p *packer) run(ctx context.Context, files []string) error {
 	if !p.dryRun {
 		parts |= app.PartKafka
 	}
-	settings, err := app.Load(parts)
+	var err error
+	if p.settings, err = app.Load(parts); err != nil {
+		return err
+	}
+	if p.validate, err = p.settings.Validator(); err != nil {
+		return err
+	}
+	p.report = report{DryRun: p.dryRun, Topic: p.settings.TopicPacked}
+	size, err := sizeOf(files)
 	if err != nil {
 		return err
 	}
-	if p.validate, err = settings.Validator(); err != nil {
-		return err
+	bar := newProgress(p.std.Err, "read", size)
+	if p.asJSON {
+		p.std.out("{\n  \"findings\": [")
 	}
-	p.seen = map[schema.Key]place{}
-	p.report = report{DryRun: p.dryRun, Topic: settings.TopicPacked, Findings: []finding{}}
 	for _, file := range files {
-		if err := p.read(file); err != nil {
-			return err
+		if err = p.read(ctx, file, bar); err != nil {
+			break
 		}
 	}
-	if !p.dryRun && len(p.events) > 0 {
-		if err := p.produce(ctx, &settings); err != nil {
-			return fmt.Errorf("pack: %d of %d events were produced before this: %w", p.report.Produced, len(p.events), err)
+	if p.out != nil {
+		failed := p.out.close()
+		if errors.Is(err, errStuck) {
+			err = cmp.Or(failed, context.Cause(ctx))
+		} else {
+			err = errors.Join(err, failed)
 		}
+		p.report.Produced = p.out.produced()
 	}
-	return p.finish()
+	bar.close()
+	if err == nil {
+		return p.finish()
+	}
+	if p.asJSON {
+		err = errors.Join(err, p.total())
+	}
+	if p.report.Produced > 0 {
+		return fmt.Errorf("pack: %d events were produced before this: %w", p.report.Produced, err)
+	}
+	return fmt.Errorf("pack: %w", err)
 }
 
-// read reads a file and notes its events and findings.
-func (p *packer) read(file string) error {
+// sizeOf checks that the files can be read, before anything is produced of the
+// first, and returns how many bytes there are; what comes on standard input does
+// not count.
+func sizeOf(files []string) (int, error) {
+	var size int64
+	for _, file := range files {
+		if file == "-" {
+			continue
+		}
+		f, err := os.Open(file) //nolint:gosec // the user names the file
+		if err != nil {
+			return 0, fmt.Errorf("pack: %w", err)
+		}
+		info, err := f.Stat()
+		_ = f.Close() // nothing was written
+		if err != nil {
+			return 0, fmt.Errorf("pack: %w", err)
+		}
+		if info.IsDir() {
+			return 0, fmt.Errorf("pack: %s is a directory; name the files in it", file)
+		}
+		size += info.Size()
+	}
+	return int(size), nil
+}
+
+// read sees a file through.
+func (p *packer) read(ctx context.Context, file string, bar *progress) error {
 	name := file
 	in := p.std.In
 	if file == "-" {
@@ -130,124 +167,112 @@ func (p *packer) read(file string) error {
 	} else {
 		f, err := os.Open(file) //nolint:gosec // the user names the file
 		if err != nil {
-			return fmt.Errorf("pack: %w", err)
+			return err
 		}
 		defer f.Close() //nolint:errcheck // read only
-		in = f
+		in = &watched{in: f, bar: bar}
 	}
-	text, err := pack.Read(in)
+	opened, err := pack.Open(file, in, p.format)
 	if err != nil {
-		return fmt.Errorf("pack: %s: %w", name, err)
+		return fmt.Errorf("%s: %w", name, err)
 	}
-	format := p.format
-	if format == "" {
-		format = pack.Detect(file, text)
-	}
-	if format == "" {
-		return fmt.Errorf("pack: %s is empty", name)
-	}
-	for line, err := range pack.Lines(text, format) {
+	for line, err := range opened.Lines() {
 		if err != nil {
-			return fmt.Errorf("pack: %s: %w", name, err)
+			return fmt.Errorf("%s: %w", name, err)
 		}
-		p.take(name, line)
+		if err := p.take(ctx, name, line); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// take judges one line.
-func (p *packer) take(file string, line pack.Line) {
+// watched is a file whose reading is shown.
+type watched struct {
+	in  io.Reader
+	bar *progress
+}
+
+func (w *watched) Read(b []byte) (int, error) {
+	n, err := w.in.Read(b)
+	w.bar.add(n)
+	return n, err
+}
+
+// take judges one line, and produces its event if that is right.
+func (p *packer) take(ctx context.Context, file string, line pack.Line) error {
 	p.report.Lines++
 	found := finding{File: file, Line: line.Number, TID: line.TID, Violations: line.Violations, Warnings: line.Warnings}
 	if line.Packed != nil {
 		found.Violations = append(line.Malformed(), p.validate(line.Packed)...)
-		key := line.Packed.Shipment.Key()
-		if first, ok := p.seen[key]; ok {
+		if first, ok := p.seen.before(line.Packed.Shipment.Key(), place{file, line.Number}); ok {
 			found.Warnings = append(found.Warnings, fmt.Sprintf("the same shipment as line %d of %s; it is called for once", first.line, first.file))
-		} else {
-			p.seen[key] = place{file, line.Number}
 		}
 	}
 	found.Refused = len(found.Violations) > 0 || line.Packed == nil
+	if len(found.Violations)+len(found.Warnings) > 0 {
+		if err := p.tell(&found); err != nil {
+			return err
+		}
+	}
 	if found.Refused {
 		p.report.Refused++
-	} else {
-		p.report.Valid++
-		p.events = append(p.events, event{line.Packed.TID, line.Value, pack.Headers(line.Packed)})
+		return nil
 	}
-	if len(found.Violations)+len(found.Warnings) > 0 {
-		p.report.Findings = append(p.report.Findings, found)
+	p.report.Valid++
+	if p.dryRun {
+		return nil
 	}
+	if p.out == nil {
+		var err error
+		if p.out, err = newOutlet(ctx, &p.settings); err != nil {
+			return err
+		}
+	}
+	return p.out.put(event{line.Packed.TID, line.Value, pack.Headers(line.Packed)})
 }
 
-// producers is how many events are under way at once; those of one order stay
-// in order.
-const producers = 32
-
-func (p *packer) produce(ctx context.Context, settings *app.Settings) error {
-	k := app.NewKafka(settings, nil, settings.TopicPacked)
-	defer k.Close()
-	if err := k.Connect(ctx); err != nil {
-		return err
+// tell writes a finding.
+func (p *packer) tell(f *finding) error {
+	p.findings++
+	if !p.asJSON {
+		p.std.out("%s", f)
+		return nil
 	}
-	out, err := producer.New(producer.Config{
-		Client: k.Client, PackedTopic: settings.TopicPacked,
-		ShippedTopic: settings.TopicShipped, FailedTopic: settings.TopicFailed, DeadLetterTopic: settings.TopicDLQ,
-		Source: "packship/pack", Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
-	})
+	text, err := json.Marshal(f)
 	if err != nil {
 		return err
 	}
-	running, stop := context.WithCancel(ctx)
-	stopped := make(chan error, 1)
-	go func() { stopped <- out.Run(running) }()
-	err = p.send(ctx, settings.TopicPacked, out)
-	stop()
-	return errors.Join(err, <-stopped)
+	comma := ","
+	if p.findings == 1 {
+		comma = ""
+	}
+	p.std.out("%s\n    %s", comma, text)
+	return nil
 }
 
-// patience is how long one event may take to be acknowledged.
-const patience = 10 * time.Second
-
-func (p *packer) send(ctx context.Context, topic string, out *producer.Producer) error {
-	bar := newProgress(p.std.Err, "produced", len(p.events))
-	defer bar.close()
-	var lanes [producers][]event
-	for _, e := range p.events {
-		lane := crc32.ChecksumIEEE([]byte(e.tid)) % producers
-		lanes[lane] = append(lanes[lane], e)
+// total ends the JSON report with the numbers.
+func (p *packer) total() error {
+	text, err := json.MarshalIndent(p.report, "", "  ")
+	if err != nil {
+		return err
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	for _, lane := range lanes {
-		group.Go(func() error {
-			for _, e := range lane {
-				limit, cancel := context.WithTimeout(ctx, patience)
-				err := out.Produce(limit, topic, []byte(e.tid), e.value, e.headers)
-				cancel()
-				if err != nil {
-					return fmt.Errorf("order %s: %w", e.tid, err)
-				}
-				bar.add(1)
-			}
-			return nil
-		})
+	end := "],"
+	if p.findings > 0 {
+		end = "\n  ],"
 	}
-	err := group.Wait()
-	p.report.Produced = bar.count()
-	return err
+	p.std.out("%s%s\n", end, strings.TrimPrefix(string(text), "{"))
+	return nil
 }
 
-// finish writes the report.
+// finish ends the report.
 func (p *packer) finish() error {
 	r := &p.report
 	if p.asJSON {
-		if err := writeJSON(p.std.Out, r); err != nil {
+		if err := p.total(); err != nil {
 			return err
 		}
 	} else {
-		for _, f := range r.Findings {
-			p.std.out("%s", f)
-		}
 		did := fmt.Sprintf("%d produced to %s", r.Produced, r.Topic)
 		if r.DryRun {
 			did = "none produced (dry run)"
@@ -264,7 +289,7 @@ func (p *packer) finish() error {
 }
 
 // String returns the finding as lines of text.
-func (f finding) String() string {
+func (f *finding) String() string {
 	var b strings.Builder
 	where := fmt.Sprintf("%s:%d", f.File, f.Line)
 	if f.TID != "" {
@@ -277,4 +302,34 @@ func (f finding) String() string {
 		fmt.Fprintf(&b, "%s: warning: %s\n", where, text)
 	}
 	return b.String()
+}
+
+type place struct {
+	file string
+	line int
+}
+
+// shipments remembers where shipments were seen, to warn of those that are there
+// twice: the last hundred thousand of them at least. A repetition that it misses
+// does no harm, since the ledger knows it.
+type shipments struct{ young, old map[schema.Key]place }
+
+const maxShipments = 100_000
+
+// before returns where the shipment was seen first, and else notes the place.
+func (s *shipments) before(key schema.Key, here place) (first place, ok bool) {
+	if first, ok = s.young[key]; ok {
+		return first, true
+	}
+	if first, ok = s.old[key]; ok {
+		return first, true
+	}
+	if len(s.young) >= maxShipments {
+		s.old, s.young = s.young, nil
+	}
+	if s.young == nil {
+		s.young = map[schema.Key]place{}
+	}
+	s.young[key] = here
+	return place{}, false
 }

@@ -37,12 +37,6 @@ func (p *progress) add(n int) {
 	}
 }
 
-func (p *progress) count() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.done
-}
-
 // close clears the line.
 func (p *progress) close() {
 	p.mu.Lock()

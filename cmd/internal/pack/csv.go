@@ -17,10 +17,11 @@ import (
 
 // csvLines iterates over the orders of a table whose first row names the
 // fields.
-func csvLines(text []byte) iter.Seq2[Line, error] {
+func (f *File) csvLines() iter.Seq2[Line, error] {
 	return func(yield func(Line, error) bool) {
-		r := csv.NewReader(bytes.NewReader(text))
-		r.Comma = separator(text)
+		head, _ := f.text.Peek(sample) // its error, if any, comes with the rows
+		r := csv.NewReader(f.text)
+		r.Comma = separator(head)
 		r.FieldsPerRecord = -1 // counted here, so that a short row is one bad line
 		columns, err := header(r, required)
 		if err != nil {
@@ -28,6 +29,7 @@ func csvLines(text []byte) iter.Seq2[Line, error] {
 			return
 		}
 		for {
+			f.limit.next()
 			row, err := r.Read()
 			if errors.Is(err, io.EOF) {
 				return

@@ -6,5 +6,5 @@
 // a spreadsheet has spoilt, such as an id in scientific notation, it refuses and
 // says how to export it again. The event of a line depends on nothing but the
 // line, so that packing a file twice makes the same events, and the second time
-// causes no calls.
+// causes no calls. A file is read line by line, so that its size does not matter.
 package pack

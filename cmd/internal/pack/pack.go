@@ -1,6 +1,7 @@
 package pack
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -12,11 +13,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
-
-	"golang.org/x/text/encoding"
-	"golang.org/x/text/encoding/simplifiedchinese"
-	"golang.org/x/text/encoding/unicode"
 
 	"packship/schema"
 )
@@ -90,74 +86,109 @@ var fieldNames = []string{
 // required lists the fields that every order has.
 var required = []string{"shop_id", "tid", "out_sid", "company_code"}
 
-// Read reads all of a file and returns its text as UTF-8 without a byte order
-// mark.
-func Read(r io.Reader) ([]byte, error) {
-	data, err := io.ReadAll(r)
-	if err != nil {
+// Read reads all of a file and returns its text, see [Text].
+func Read(r io.Reader) ([]byte, error) { return io.ReadAll(Text(r)) }
+
+// File is a file of orders. It is read line by line, so that its size does not
+// matter.
+type File struct {
+	Format Format
+	text   *bufio.Reader
+	limit  *lineLimit
+}
+
+// ErrEmpty is what Open returns for a file with nothing in it whose name does
+// not tell its format.
+var ErrEmpty = errors.New("is empty")
+
+// Open begins to read a file. Without a format it is told by the file's name, or
+// else by its content.
+func Open(name string, r io.Reader, format Format) (*File, error) {
+	f := &File{Format: format, limit: &lineLimit{in: Text(r), left: maxLine}}
+	f.text = bufio.NewReaderSize(f.limit, sample)
+	head, err := f.text.Peek(sample)
+	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	switch {
-	case bytes.HasPrefix(data, []byte("\xef\xbb\xbf")):
-		data = data[3:]
-	case bytes.HasPrefix(data, []byte("\xff\xfe")), bytes.HasPrefix(data, []byte("\xfe\xff")):
-		return decode(unicode.UTF16(unicode.BigEndian, unicode.ExpectBOM), data, "UTF-16")
+	if f.Format == "" {
+		f.Format = Detect(name, head)
 	}
-	if utf8.Valid(data) {
-		return data, nil
-	}
-	return decode(simplifiedchinese.GB18030, data, "UTF-8 or GB18030")
-}
-
-func decode(e encoding.Encoding, data []byte, name string) ([]byte, error) {
-	text, err := e.NewDecoder().Bytes(data)
-	if err != nil || bytes.ContainsRune(text, utf8.RuneError) {
-		return nil, fmt.Errorf("the text is not %s; save it as UTF-8", name)
-	}
-	return text, nil
-}
-
-// Lines iterates over the orders of a text. An error is about the file as a
-// whole and ends the iteration.
-func Lines(text []byte, format Format) iter.Seq2[Line, error] {
-	switch format {
-	case JSONL:
-		return jsonLines(text)
-	case CSV:
-		return csvLines(text)
+	switch f.Format {
+	case JSONL, CSV:
+		return f, nil
+	case "":
+		return nil, ErrEmpty
 	default:
-		return func(yield func(Line, error) bool) {
-			yield(Line{}, fmt.Errorf("format %q is not known; use jsonl or csv", format))
-		}
+		return nil, fmt.Errorf("format %q is not known; use jsonl or csv", f.Format)
 	}
 }
 
-func jsonLines(text []byte) iter.Seq2[Line, error] {
+// Lines iterates over the orders of the file, once. An error is about the file
+// as a whole and ends the iteration.
+func (f *File) Lines() iter.Seq2[Line, error] {
+	if f.Format == CSV {
+		return f.csvLines()
+	}
+	return f.jsonLines()
+}
+
+// maxLine bounds one line, or one row of a table, in bytes. An order is far
+// shorter. A quotation mark that is never closed makes one row of all the rest.
+const maxLine = 1 << 20
+
+var errLongLine = fmt.Errorf("a line is longer than %d bytes; a quotation mark may not be closed", maxLine)
+
+// lineLimit bounds what is read for one line.
+type lineLimit struct {
+	in   io.Reader
+	left int
+}
+
+// next begins a line. What is buffered already may be of it.
+func (l *lineLimit) next() { l.left = maxLine }
+
+func (l *lineLimit) Read(p []byte) (int, error) {
+	if l.left <= 0 {
+		return 0, errLongLine
+	}
+	n, err := l.in.Read(p)
+	l.left -= n
+	return n, err
+}
+
+func (f *File) jsonLines() iter.Seq2[Line, error] {
 	return func(yield func(Line, error) bool) {
-		number := 0
-		for raw := range bytes.Lines(text) {
-			number++
-			raw = bytes.TrimSpace(raw)
-			if len(raw) == 0 {
-				continue
+		for number := 1; ; number++ {
+			f.limit.next()
+			raw, err := f.text.ReadBytes('\n')
+			if err != nil && !errors.Is(err, io.EOF) {
+				yield(Line{}, err)
+				return
 			}
-			var fields map[string]json.RawMessage
-			if err := json.Unmarshal(raw, &fields); err != nil || fields == nil {
-				what := "is no JSON object"
-				if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
-					what = "is no JSON: " + syntax.Error()
-				}
-				line := Line{Number: number, Violations: []schema.Violation{{Field: "", Message: "the line " + what}}}
-				if !yield(line, nil) {
-					return
-				}
-				continue
+			if line, ok := jsonLine(number, bytes.TrimSpace(raw)); ok && !yield(line, nil) {
+				return
 			}
-			if !yield(order(number, fields), nil) {
+			if err != nil {
 				return
 			}
 		}
 	}
+}
+
+// jsonLine makes the order of a line, unless that is empty.
+func jsonLine(number int, raw []byte) (Line, bool) {
+	if len(raw) == 0 {
+		return Line{}, false
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &fields); err != nil || fields == nil {
+		what := "is no JSON object"
+		if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
+			what = "is no JSON: " + syntax.Error()
+		}
+		return Line{Number: number, Violations: []schema.Violation{{Message: "the line " + what}}}, true
+	}
+	return order(number, fields), true
 }
 
 var (

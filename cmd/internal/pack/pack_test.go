@@ -3,10 +3,15 @@ package pack
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"iter"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/text/encoding/simplifiedchinese"
@@ -20,7 +25,7 @@ import (
 func collect(t *testing.T, text []byte, format Format) ([]string, error) {
 	t.Helper()
 	var got []string
-	for line, err := range Lines(text, format) {
+	for line, err := range lines(bytes.NewReader(text), format) {
 		if err != nil {
 			return got, err
 		}
@@ -35,6 +40,18 @@ func collect(t *testing.T, text []byte, format Format) ([]string, error) {
 		}
 	}
 	return got, nil
+}
+
+// lines opens a text and reads it.
+func lines(text io.Reader, format Format) iter.Seq2[Line, error] {
+	return func(yield func(Line, error) bool) {
+		f, err := Open("-", text, format)
+		if err != nil {
+			yield(Line{}, err)
+			return
+		}
+		f.Lines()(yield)
+	}
 }
 
 func TestLines(t *testing.T) {
@@ -96,7 +113,7 @@ func TestLines(t *testing.T) {
 }
 
 func TestSpoiltTIDHasAHint(t *testing.T) {
-	for line, err := range Lines([]byte("shop_id,tid,out_sid,company_code\ns,3.94189E+18,SF1,SF\n"), CSV) {
+	for line, err := range lines(strings.NewReader("shop_id,tid,out_sid,company_code\ns,3.94189E+18,SF1,SF\n"), CSV) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -152,6 +169,129 @@ func TestRead(t *testing.T) {
 	}
 }
 
+// How a text is told to be UTF-8 or GB18030 does not depend on where in the file
+// that shows, nor on how the file comes.
+func TestEncodings(t *testing.T) {
+	gb := func(s string) string {
+		out, err := simplifiedchinese.GB18030.NewEncoder().String(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	plain := strings.Repeat("s,123,SF1,SF\n", 2*sample/13)
+	name := strings.Repeat("顺丰速运", sample/4)
+	for what, tt := range map[string]struct{ data, want, err string }{
+		"late UTF-8":            {plain + "顺丰", plain + "顺丰", ""},
+		"late GB18030":          {plain + gb("顺丰"), plain + "顺丰", ""},
+		"long UTF-8":            {"a" + name, "a" + name, ""},
+		"longer by one byte":    {"ab" + name, "ab" + name, ""},
+		"longer by two bytes":   {"abc" + name, "abc" + name, ""},
+		"long GB18030":          {gb("a" + name), "a" + name, ""},
+		"GB18030 like UTF-8":    {gb("模") + plain + gb("顺丰"), "", "UTF-8 from its beginning to its end"},
+		"four bytes":            {"𠮷" + plain, "𠮷" + plain, ""},
+		"UTF-8 cut":             {"顺\xe4\xb8", "", "not UTF-8"},
+		"mark and no UTF-8":     {"\xef\xbb\xbf" + gb("顺丰速运"), "", "byte order mark"},
+		"UTF-16 cut":            {"\xff\xfea\x00b", "", "UTF-16"},
+		"UTF-8, already broken": {"顺\ufffd", "顺\ufffd", ""},
+		"nothing":               {"", "", ""},
+		"a mark alone":          {"\xef\xbb\xbf", "", ""},
+		"shorter than a mark":   {"x", "x", ""},
+	} {
+		for how, in := range map[string]io.Reader{
+			"at once": strings.NewReader(tt.data), "byte by byte": iotest.OneByteReader(strings.NewReader(tt.data)),
+			"with its end": iotest.DataErrReader(strings.NewReader(tt.data)), "in halves": iotest.HalfReader(strings.NewReader(tt.data)),
+		} {
+			got, err := Read(in)
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Errorf("%s, %s: got %v, want an error with %q", what, how, err, tt.err)
+				}
+				continue
+			}
+			if err != nil || string(got) != tt.want {
+				t.Errorf("%s, %s: got %d bytes, %v; want %d", what, how, len(got), err, len(tt.want))
+			}
+		}
+	}
+	broken := errors.New("the disk is gone")
+	for _, data := range []string{"", "a", "顺", plain + "顺"} {
+		if _, err := Read(io.MultiReader(strings.NewReader(data), iotest.ErrReader(broken))); !errors.Is(err, broken) {
+			t.Errorf("%d bytes and then an error: got %v", len(data), err)
+		}
+	}
+}
+
+// endless is a text without an end.
+type endless struct {
+	head, again string
+	read        int
+}
+
+func (e *endless) Read(p []byte) (int, error) {
+	n := 0
+	for n < len(p) {
+		from := e.head
+		at := e.read
+		if at >= len(e.head) {
+			from, at = e.again, (e.read-len(e.head))%len(e.again)
+		}
+		m := copy(p[n:], from[at:])
+		n += m
+		e.read += m
+	}
+	return n, nil
+}
+
+// A file of any size is read in bounded memory, and what has no end of a line is
+// not waited for.
+func TestBoundedMemory(t *testing.T) {
+	const head = "shop_id,tid,out_sid,company_code\n"
+	const one = `{"shop_id":"s","tid":"123","out_sid":"SF1","company_code":"SF"}` + "\n"
+	for what, tt := range map[string]struct {
+		text   *endless
+		format Format
+		err    string
+	}{
+		"table":             {&endless{head: head, again: "s,123,SF1,顺丰\n"}, CSV, ""},
+		"lines":             {&endless{again: one}, JSONL, ""},
+		"empty lines":       {&endless{again: "\n\r\n\n" + one}, JSONL, ""},
+		"an open quote":     {&endless{head: head + "s,\"1", again: "23,SF1,SF\n"}, CSV, "quotation mark"},
+		"a line of no end":  {&endless{again: "x"}, JSONL, "longer than"},
+		"a row of no end":   {&endless{head: head, again: "x,"}, CSV, "longer than"},
+		"a head of no end":  {&endless{again: "x,"}, CSV, "longer than"},
+		"what is not UTF-8": {&endless{head: one + "顺", again: "\xff"}, JSONL, "save it as UTF-8"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			const most = 3 << 20 // bytes
+			var before, now runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			var err error
+			n := 0
+			for _, err = range lines(tt.text, tt.format) {
+				if n++; err != nil || tt.text.read > most {
+					break
+				}
+				if tt.err != "" && n > 10 {
+					break
+				}
+			}
+			runtime.GC()
+			runtime.ReadMemStats(&now)
+			if grown := int64(now.HeapAlloc) - int64(before.HeapAlloc); grown > 1<<20 {
+				t.Errorf("%d bytes are held after %d lines", grown, n)
+			}
+			if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("got %v, want %q", err, tt.err)
+			}
+			if tt.err != "" && tt.text.read > 2*maxLine {
+				t.Errorf("%d bytes were read before the error", tt.text.read)
+			}
+		})
+	}
+}
+
 func TestDetect(t *testing.T) {
 	for _, tt := range []struct {
 		name, data string
@@ -177,7 +317,7 @@ func TestPackingTwice(t *testing.T) {
 	text := []byte("shop_id,tid,out_sid,company_code\ns,123,SF1,SF\n")
 	var ids []string
 	for range 2 {
-		for line, err := range Lines(text, CSV) {
+		for line, err := range lines(bytes.NewReader(text), CSV) {
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -207,16 +347,18 @@ func FuzzCSV(f *testing.F) {
 	f.Add([]byte("tid\tshop_id\tout_sid\tcompany_code\n3.9E+18\t\"a\nb\"\t\t\n"), true)
 	f.Add([]byte(`{"shop_id":"s","tid":1,"out_sid":{"a":[1]},"vvtype":"x"}`), false)
 	f.Fuzz(func(t *testing.T, data []byte, table bool) {
-		text, err := Read(bytes.NewReader(data))
-		if err != nil {
-			return
+		whole, failed := Read(bytes.NewReader(data))
+		// How the file comes makes no difference to its text.
+		piecewise, err := Read(iotest.OneByteReader(bytes.NewReader(data)))
+		if !bytes.Equal(whole, piecewise) || (failed == nil) != (err == nil) {
+			t.Fatalf("%q read at once is %q, %v and byte by byte %q, %v", data, whole, failed, piecewise, err)
 		}
 		format := JSONL
 		if table {
 			format = CSV
 		}
 		last := 0
-		for line, err := range Lines(text, format) {
+		for line, err := range lines(bytes.NewReader(data), format) {
 			if err != nil {
 				return
 			}
