@@ -88,7 +88,7 @@ func TestStatusFields(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{
-		"role": `"joining"`, "partitions": "[]", "parked_shops": "[]", "ledger": "null", "counts": `{"shipped":0,"failed":0,"dead_lettered":0}`,
+		"role": `"joining"`, "partitions": "[]", "parked_shops": "[]", "spending": "[]", "ledger": "null", "counts": `{"shipped":0,"failed":0,"dead_lettered":0}`,
 	} {
 		if string(got[name]) != want {
 			t.Errorf("%s is %s, want %s", name, got[name], want)

@@ -20,7 +20,10 @@ type Status struct {
 	// Ledger is the ledger's own account of itself, null before it exists.
 	Ledger      any                   `json:"ledger"`
 	ParkedShops []upstream.ParkedShop `json:"parked_shops"`
-	Counts      consumer.Counts       `json:"counts"`
+	// Spending is what this process has called and been charged for, by
+	// account and shop.
+	Spending []upstream.Spending `json:"spending"`
+	Counts   consumer.Counts     `json:"counts"`
 }
 
 // Status returns what is going on now. It is safe for concurrent use, also
@@ -35,6 +38,7 @@ func (c *Connector) Status() Status {
 		Accounts:    append([]upstream.AccountStatus{}, c.api.Accounts()...),
 		Partitions:  []consumer.PartitionStatus{},
 		ParkedShops: append([]upstream.ParkedShop{}, c.api.ParkedShops()...),
+		Spending:    append([]upstream.Spending{}, c.api.Spending()...),
 	}
 	st.Ready, st.Reason = c.Ready()
 	if memory != nil {
