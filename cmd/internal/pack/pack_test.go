@@ -350,7 +350,7 @@ func FuzzCSV(f *testing.F) {
 		whole, failed := Read(bytes.NewReader(data))
 		// How the file comes makes no difference to its text.
 		piecewise, err := Read(iotest.OneByteReader(bytes.NewReader(data)))
-		if !bytes.Equal(whole, piecewise) || (failed == nil) != (err == nil) {
+		if failed == nil && !bytes.Equal(whole, piecewise) || (failed == nil) != (err == nil) {
 			t.Fatalf("%q read at once is %q, %v and byte by byte %q, %v", data, whole, failed, piecewise, err)
 		}
 		format := JSONL
