@@ -489,6 +489,9 @@ func (a *account) conclude(t *Turn, x exchange, l *launch) schema.Answer {
 	a.prepare = (7*a.prepare + arrived.Sub(t.granted)) / 8
 	if x.status != 0 {
 		a.silentSince = time.Now()
+		if a.usual == 0 {
+			a.usual = x.took
+		}
 		a.usual = (7*a.usual + x.took) / 8
 	}
 	if f.source == "" {

@@ -307,6 +307,65 @@ func TestShopsShareAnAccount(t *testing.T) {
 	})
 }
 
+// TestSlowTimer leaves a halted account and a parked shop to themselves. After a
+// while each is tried with one order, however many wait; a try in vain is the
+// only one until the next, and a good one lets the others go.
+func TestSlowTimer(t *testing.T) {
+	const n = 30
+	for name, tt := range map[string]struct {
+		broken, repair func(*simulation) error
+		held           func(*simProcess) bool
+	}{
+		"account": {
+			func(s *simulation) error { return s.api.SetToken(simAccount, "another") },
+			func(s *simulation) error { return s.api.SetToken(simAccount, simToken) },
+			func(p *simProcess) bool { return p.c.Status().Accounts[0].State == "halted" },
+		},
+		"shop": {
+			func(s *simulation) error { return s.api.Unauthorise("S1") },
+			func(s *simulation) error { return s.api.Authorise("S1") },
+			func(p *simProcess) bool { return len(p.c.Status().ParkedShops) == 1 },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inSimulation(t, nil, nil, func(s *simulation) {
+				s.api.AddShop(upstreamtest.Shop{ID: "S1"})
+				if err := tt.broken(s); err != nil {
+					s.t.Fatal(err)
+				}
+				p := s.startReplica(0)
+				var waiting []string
+				for i := range n {
+					waiting = append(waiting, packedOrder("S1", 1+i))
+				}
+				s.produce(inTurn(waiting))
+				s.until("it is held", func() bool { return tt.held(p) })
+				time.Sleep(10 * time.Second)
+				before := s.api.Stats().Calls
+				begin := time.Now()
+				s.until("it is tried", func() bool { return s.api.Stats().Calls > before })
+				rest := time.Since(begin)
+				time.Sleep(5 * time.Minute)
+				if got := s.api.Stats().Calls - before; got != 1 || !tt.held(p) {
+					s.t.Errorf("%d calls, held %t; want one try in vain", got, tt.held(p))
+				}
+				if rest < 9*time.Minute || rest > 11*time.Minute {
+					s.t.Errorf("tried after %s, want about ten minutes", rest)
+				}
+				if err := tt.repair(s); err != nil {
+					s.t.Fatal(err)
+				}
+				s.await(n, 0)
+				calls := s.api.Journal().Calls()[before+1:]
+				if len(calls) != n || calls[1].Arrived.Before(calls[0].Done) {
+					s.t.Errorf("%d calls after the repair, the second %s after the first was answered; want %d, and one alone at first", len(calls), calls[1].Arrived.Sub(calls[0].Done), n)
+				}
+				s.t.Logf("%s held with %d orders waiting: %d calls before, tried after %s with one, after the repair %d calls", name, n, before, rest.Round(time.Second), len(calls))
+			})
+		})
+	}
+}
+
 // TestParkedShopInFront has 100,000 orders of a parked shop in front of others in
 // the same partition. They do not stop the others, and cost little memory.
 func TestParkedShopInFront(t *testing.T) {
