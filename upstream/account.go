@@ -340,12 +340,12 @@ func (a *account) mayGrant(now time.Time) (wait time.Duration, ok bool) {
 }
 
 // silent reports whether as many calls as would open the breaker are in flight
-// and none has been answered for longer than an answer usually takes. An API
-// that has stopped to answer would otherwise be sent all that the rate allows
-// until the first of them reaches its time limit, and each of these orders would
-// be in doubt. Callers hold mu.
+// and none will have been answered, by the time that one more could leave, for
+// longer than an answer usually takes. An API that has stopped to answer would
+// otherwise be sent all that the rate allows until the first of them reaches its
+// time limit, and each of these orders would be in doubt. Callers hold mu.
 func (a *account) silent(now time.Time) bool {
-	return a.inFlight >= a.cfg.BreakerFailures && now.Sub(a.silentSince) > max(silence, a.usual)
+	return a.inFlight >= a.cfg.BreakerFailures && now.Add(lead).Sub(a.silentSince) > max(silence, a.usual)
 }
 
 // grant gives a turn. Callers hold mu.
