@@ -544,8 +544,8 @@ func caseOtherWaybill(t *testing.T) {
 	if first.Reason != "outcome_unknown" || !first.MaybeShipped {
 		t.Errorf("the first waybill: %+v", first.Failure)
 	}
-	if second.Status == schema.Shipped || second.OutSID != "SF9999999999999" {
-		t.Errorf("the second waybill: %+v", second)
+	if second.OutSID != "SF9999999999999" || second.Reason != "shipped_with_other_waybill_possible" || !second.MaybeShipped {
+		t.Errorf("the second waybill: %+v, %+v", second, second.Failure)
 	}
 	w.spent(2)
 }
