@@ -2,6 +2,7 @@ package app
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"time"
@@ -50,7 +51,8 @@ func (s *Settings) Orders() (*Orders, error) {
 		return nil, err
 	}
 	for i := range config.Accounts {
-		config.Accounts[i].Token, config.Accounts[i].TokenFile = "unused", ""
+		// Accounts must not share a token, not even one that is never used.
+		config.Accounts[i].Token, config.Accounts[i].TokenFile = fmt.Sprintf("unused-%d", i), ""
 	}
 	config.Logger = slog.New(slog.DiscardHandler)
 	config.Registerer = prometheus.NewRegistry()

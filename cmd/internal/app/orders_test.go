@@ -58,13 +58,14 @@ func TestOrders(t *testing.T) {
 	dir := t.TempDir()
 	token := filepath.Join(dir, "token")
 	overwrite(t, token, []byte("hush"))
+	overwrite(t, token+"-2", []byte("hush, too"))
 	file := func(name, text string) string {
 		path := filepath.Join(dir, name)
 		overwrite(t, path, []byte(strings.ReplaceAll(text, "TOKEN", token)))
 		return path
 	}
 	one := file("one.yaml", "accounts:\n  - {name: north, token_file: TOKEN, rate_per_second: 4, shops: [a]}\n")
-	two := file("two.yaml", "accounts:\n  - {name: north, token_file: TOKEN, shops: [a]}\n  - {name: default, token_file: TOKEN, shops: [b]}\n")
+	two := file("two.yaml", "accounts:\n  - {name: north, token_file: TOKEN, shops: [a]}\n  - {name: default, token_file: TOKEN-2, shops: [b]}\n")
 	for name, tt := range map[string]struct {
 		change func(*Settings)
 		want   map[string]string // account by shop
