@@ -50,12 +50,12 @@ func (s *simulation) startReplica(slot int) *simProcess {
 	return p
 }
 
-// until waits for a state, for at most a day of the simulation.
+// until waits for a state, for at most two hours of the simulation.
 func (s *simulation) until(what string, cond func() bool) {
 	s.t.Helper()
-	for end := time.Now().Add(24 * time.Hour); !cond(); time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Hour); !cond(); time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(end) {
-			s.t.Fatalf("still not so after a day: %s", what)
+			s.t.Fatalf("still not so after two hours: %s", what)
 		}
 	}
 }
