@@ -31,7 +31,9 @@ type UnderWay struct {
 	Offset    int64  `json:"offset"`
 	TID       string `json:"tid"` // "" if the record is no packed event
 	ShopID    string `json:"shop_id"`
-	Step      Step   `json:"step"`
+	// Time is the record's own.
+	Time time.Time `json:"time"`
+	Step Step      `json:"step"`
 	// Since is when the step began, and Until when it ends by itself, zero if
 	// that is not known.
 	Since time.Time `json:"since"`
@@ -51,7 +53,7 @@ type underWay struct {
 
 // enter takes an order in. leave is to be called when it is over.
 func (u *underWay) enter(rec *schema.Record, p *schema.Packed) (leave func()) {
-	o := &UnderWay{Partition: rec.Partition, Offset: rec.Offset, Since: time.Now()}
+	o := &UnderWay{Partition: rec.Partition, Offset: rec.Offset, Time: rec.Time, Since: time.Now()}
 	if p != nil {
 		o.TID, o.ShopID = p.TID, p.ShopID
 	}

@@ -39,7 +39,7 @@ func TestUnderWay(t *testing.T) {
 		go func() { done <- b.handle(t, t.Context(), "e") }()
 
 		synctest.Wait()
-		want := UnderWay{Partition: 2, Offset: 41, TID: "2345678901234567891", ShopID: "7", Step: StepGate, Since: started}
+		want := UnderWay{Partition: 2, Offset: 41, TID: "2345678901234567891", ShopID: "7", Time: started, Step: StepGate, Since: started}
 		if d := cmp.Diff(want, b.only(t)); d != "" {
 			t.Errorf("behind the gate (-want +got):\n%s", d)
 		}

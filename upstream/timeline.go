@@ -46,3 +46,14 @@ func (l *timeline) slots(now time.Time) []int {
 	}
 	return slots
 }
+
+// perSecond returns how many calls left in a second, on average over the last
+// five that are over.
+func (l *timeline) perSecond(now time.Time) float64 {
+	l.move(now)
+	n := 0
+	for s := max(l.newest-timelineSlot, 0); s < l.newest; s++ {
+		n += int(l.counts[s%timelineSeconds])
+	}
+	return float64(n) / timelineSlot
+}

@@ -25,6 +25,9 @@ func TestTimeline(t *testing.T) {
 	if last := slots[timelineSlots-2:]; last[0] != 3 || last[1] != 4 || sum(slots) != 7 {
 		t.Errorf("the last slots are %v of %d calls; want 3 and 4, without the slot that is not over", last, sum(slots))
 	}
+	if got := l.perSecond(at(11)); got != 4.0/5 {
+		t.Errorf("%g calls a second from 6 to 10, want 4 in 5 s", got)
+	}
 	if slots = l.slots(at(15)); slots[timelineSlots-1] != 1 || slots[timelineSlots-3] != 3 {
 		t.Errorf("five seconds later the slots end with %v", slots[timelineSlots-3:])
 	}

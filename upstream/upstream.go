@@ -347,10 +347,12 @@ type AccountStatus struct {
 	Breaker string `json:"breaker"`
 	// Rate is the calls per second that the account may make; it is lower than
 	// Limit, which is the setting, after the API has throttled.
-	Rate     float64 `json:"rate"`
-	Limit    float64 `json:"limit"`
-	InFlight int     `json:"in_flight"`
-	Waiting  int     `json:"waiting"`
+	Rate  float64 `json:"rate"`
+	Limit float64 `json:"limit"`
+	// PerSecond is how many calls have left in a second of late.
+	PerSecond float64 `json:"per_second"`
+	InFlight  int     `json:"in_flight"`
+	Waiting   int     `json:"waiting"`
 	// Calls counts the calls that were sent, Charged those that cost something,
 	// and Spent the points, since the process started.
 	Calls   int64 `json:"calls"`
