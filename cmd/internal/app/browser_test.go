@@ -375,6 +375,14 @@ func TestBrowserHalted(t *testing.T) {
 	p.awaitText("#notices", "Account default is halted", "or at once after a new token or a resume")
 	p.look("halted")
 
+	// While the time runs down beside it the button stays the same: one that is
+	// replaced while it is pressed is not clicked.
+	before := eval[string](p, `(window.button = document.querySelector("#notice-resume-default")).parentElement.innerText`)
+	eventually(t, "the time to run down", func() bool { return p.text("#notices") != before })
+	if !eval[bool](p, `window.button.isConnected`) {
+		t.Error("the button was replaced")
+	}
+
 	p.click("#notice-resume-default")
 	p.awaitText("#ask", "Resume account default?", "One order is tried at once")
 	p.allow("401 (Unauthorized)")
@@ -460,8 +468,8 @@ func TestBrowserJoining(t *testing.T) {
 		}
 	})
 	p := b.open(t, "http://"+(<-addr).String())
-	p.awaitText("#hero", "Joining", "kafka broker 127.0.0.1:1 refuses connections")
-	p.awaitText("#notices", "packship goes on trying")
+	p.awaitText("#hero", "Joining", "starts no calls")
+	p.awaitText("#notices", "kafka broker 127.0.0.1:1 refuses connections", "packship goes on trying")
 	p.awaitText("footer", "PACKSHIP_ADMIN_TOKEN")
 	p.look("joining")
 	p.allow("503 (Service Unavailable)")

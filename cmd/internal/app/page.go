@@ -142,7 +142,7 @@ func (v *pageView) Title() string {
 // Summary is the state of the replica in a sentence of numbers.
 func (v *pageView) Summary() string {
 	if !v.Ready {
-		return "This replica starts no calls. " + asSentence(v.Reason)
+		return "This replica starts no calls."
 	}
 	if v.Health == HealthStandby {
 		return fmt.Sprintf("This replica sends nothing. %s.", v.waitingText())
