@@ -24,6 +24,7 @@ const (
 	HealthPaused    Health = "paused"    // a breaker is open: the API is down
 	HealthThrottled Health = "throttled" // the API asked for a pause
 	HealthWaiting   Health = "waiting"   // it is about to send, as after a takeover
+	HealthDamaged   Health = "damaged"   // the ledger has lost records, or will
 	HealthParked    Health = "parked"    // a shop waits for a repair, others go on
 	HealthStandby   Health = "standby"   // another replica sends
 	HealthSending   Health = "sending"
@@ -74,10 +75,8 @@ func (st *Status) judge(broken error) {
 	if st.Role == consumer.RoleActive && st.Ready && st.Reason != "" {
 		note(HealthWaiting, "no call is started yet: "+st.Reason, "by itself, as soon as that is over")
 	}
+	st.noteLedger(note)
 	st.noteParked(note)
-	if l, ok := st.Ledger.(ledger.Status); ok && l.Damaged != "" {
-		note(HealthParked, "the ledger is damaged: "+l.Damaged, "when the horizon has passed; until then what it does not know counts as maybe shipped")
-	}
 	if st.Role == consumer.RoleStandby && st.Ready {
 		note(HealthStandby, st.standbyText(), "when the sender leaves the group: then one of the others takes over within seconds")
 	}
@@ -97,6 +96,27 @@ func joiningEnds(reason string) string {
 		return "when the topic has been created"
 	}
 	return "by itself, as soon as that is over; packship goes on trying"
+}
+
+// noteLedger notes what the ledger has lost, or will lose.
+func (st *Status) noteLedger(note func(Health, string, string) *Notice) {
+	l, ok := st.Ledger.(ledger.Status)
+	if !ok {
+		return
+	}
+	if l.Damaged != "" || l.LostBefore != "" {
+		text := "the ledger has lost records"
+		if l.Damaged != "" {
+			text += ": " + l.Damaged
+		}
+		if l.LostBefore != "" {
+			text += fmt.Sprintf(". Orders packed before %s of which nothing is known fail without a call", l.LostBefore)
+		}
+		note(HealthDamaged, text, "when the horizon has passed; look up what failed with outcome_unknown, and redrive what was not shipped")
+	}
+	if l.Unfit != "" {
+		note(HealthDamaged, "the ledger's topic will lose records: "+l.Unfit, "when its settings are right; `packship topics` says how they have to be")
+	}
 }
 
 // noteParked notes the parked shops, each by itself if they are few.

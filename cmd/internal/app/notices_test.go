@@ -60,10 +60,13 @@ func TestHealth(t *testing.T) {
 		"standby": {func(st *Status) {
 			st.Role, st.Members = consumer.RoleStandby, []consumer.Member{{Name: "b"}, {Name: "a", Partitions: 3}}
 		}, nil, HealthStandby, "standing by: a sends", "when the sender leaves the group"},
-		"joining": {func(st *Status) { st.Ready, st.Reason = false, "waiting for kafka: refused" }, nil, HealthJoining, "not ready: waiting for kafka: refused", "goes on trying"},
+		"joining":  {func(st *Status) { st.Ready, st.Reason = false, "waiting for kafka: refused" }, nil, HealthJoining, "not ready: waiting for kafka: refused", "goes on trying"},
 		"handover": {func(st *Status) { st.Reason = "handover" }, nil, HealthWaiting, "no call is started yet: handover", "by itself"},
-		"damaged":  {func(st *Status) { st.Ledger = ledger.Status{Damaged: "truncated"} }, nil, HealthParked, "the ledger is damaged: truncated", "maybe shipped"},
-		"broken":   {func(st *Status) { st.Ready = false }, errors.New("no topic"), HealthStopping, "packship stops: no topic", "start it again"},
+		"damaged": {func(st *Status) {
+			st.Ledger = ledger.Status{Damaged: "truncated", LostBefore: "2026-11-24T00:00:00Z"}
+		}, nil, HealthDamaged, "the ledger has lost records: truncated. Orders packed before 2026-11-24T00:00:00Z", "horizon"},
+		"unfit":  {func(st *Status) { st.Ledger = ledger.Status{Unfit: "it is compacted"} }, nil, HealthDamaged, "will lose records: it is compacted", "packship topics"},
+		"broken": {func(st *Status) { st.Ready = false }, errors.New("no topic"), HealthStopping, "packship stops: no topic", "start it again"},
 		"the worst comes first": {func(st *Status) {
 			st.Accounts[0].State, st.Accounts[0].Until = upstream.StateHalted, in(0)
 			st.ParkedShops = make([]upstream.ParkedShop, 1)

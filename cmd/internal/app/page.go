@@ -124,14 +124,12 @@ func (v *pageView) Title() string {
 		if v.InFlight() > 0 || slices.ContainsFunc(v.Accounts, func(a upstream.AccountStatus) bool { return a.State == upstream.StateSending }) {
 			base = "Sending"
 		}
-		switch n := len(v.ParkedShops); n {
-		case 0:
-			return base + ", ledger damaged"
-		case 1:
-			return base + ", 1 shop parked"
-		default:
+		if n := len(v.ParkedShops); n != 1 {
 			return fmt.Sprintf("%s, %s shops parked", base, grouped(n))
 		}
+		return base + ", 1 shop parked"
+	case HealthDamaged:
+		return "Ledger damaged"
 	case HealthStandby:
 		return "Standing by"
 	default:
@@ -243,7 +241,7 @@ func tone(state string) string {
 		return "ok"
 	case string(HealthIdle), string(HealthStandby):
 		return "calm"
-	case string(HealthHalted), string(HealthStuck), string(HealthStopping), "failed":
+	case string(HealthHalted), string(HealthStuck), string(HealthStopping), string(HealthDamaged), "failed":
 		return "bad"
 	default:
 		return "wait"
