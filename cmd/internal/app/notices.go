@@ -56,7 +56,7 @@ func (st *Status) judge(broken error) {
 		note(HealthJoining, "not ready: "+st.Reason, joiningEnds(st.Reason))
 	}
 	if st.OverdueCount > 0 {
-		note(HealthStuck, overdueText(st), "nobody knows: look in the log for the order; a restart is safe for all orders")
+		note(HealthStuck, overdueText(st), "a person: see what it waits for, and look for it in the log; a restart is safe for all orders")
 	}
 	for i := range st.Accounts {
 		if a := &st.Accounts[i]; a.State == upstream.StateHalted {
