@@ -36,6 +36,7 @@ type Consumer struct {
 	lostAt   time.Time       // guarded by mu; when the session ended, zero while it lasts
 	ends     map[int]bounds  // guarded by mu; by partition, a few seconds old
 	foreign  map[int]int64   // guarded by mu; committed offsets of partitions not held
+	members  []Member        // guarded by mu; of the group, a few seconds old
 
 	// awayKinds are the reasons for not being a member that have been logged
 	// since it was one; guarded by mu.

@@ -63,6 +63,7 @@
 //	balancer.go   all partitions to one member
 //	offsets.go    the exchanges with the brokers about offsets
 //	status.go     what is going on, for people and probes
+//	underway.go   where each order stands that is under way
 //	trouble.go    one log line per change, pauses between tries
 //	config.go     Config and the numbers that are no settings
 //	handler.go    Handler, Blocker

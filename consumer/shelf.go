@@ -44,6 +44,8 @@ type shop struct {
 	name  string
 	count int
 	first int64 // none of its shelved records has a lower offset
+	// firstTID is the order of the record at first, if that is shelved.
+	firstTID string
 	// reopened is closed when the shop may be tried again; nil while its
 	// records come back.
 	reopened <-chan struct{}
@@ -114,7 +116,9 @@ func (t *tenure) put(it *item, reopened <-chan struct{}) {
 	sh := t.shelf.shopOf(it.packed, offset)
 	t.marks.find(offset).place = sh.id
 	sh.count++
-	sh.first = min(sh.first, offset)
+	if offset <= sh.first {
+		sh.first, sh.firstTID = offset, it.packed.TID
+	}
 	t.shelf.size++
 	switch {
 	case sh.reopened != nil:
@@ -346,7 +350,7 @@ func (t *tenure) readmit(it *item) bool {
 		return false
 	}
 	s.place = inMemory
-	sh.first = offset + 1
+	sh.first, sh.firstTID = offset+1, ""
 	t.shelf.remove(sh)
 	t.load(it)
 	return true

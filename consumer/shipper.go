@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -60,15 +62,19 @@ type ShipperConfig struct {
 //
 // It is safe for concurrent use, by one goroutine per order.
 type Shipper struct {
-	cfg     ShipperConfig
-	metrics *shipperMetrics
+	cfg      ShipperConfig
+	metrics  *shipperMetrics
+	underWay underWay
 
 	shipped, failed, buried atomic.Int64
+
+	mu      sync.Mutex
+	reasons map[string]int64 // guarded by mu; of failed, by the reason
 }
 
 // NewShipper returns a Shipper.
 func NewShipper(cfg ShipperConfig) *Shipper {
-	return &Shipper{cfg: cfg, metrics: newShipperMetrics(cfg.Registerer)}
+	return &Shipper{cfg: cfg, metrics: newShipperMetrics(cfg.Registerer), reasons: make(map[string]int64)}
 }
 
 // Counts says how many packed records this process has seen through, by what
@@ -82,6 +88,13 @@ type Counts struct {
 // Counts returns the counts so far.
 func (s *Shipper) Counts() Counts {
 	return Counts{Shipped: s.shipped.Load(), Failed: s.failed.Load(), DeadLettered: s.buried.Load()}
+}
+
+// Failures returns how many of the failed records failed for which reason.
+func (s *Shipper) Failures() map[string]int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.reasons)
 }
 
 // order is one packed event on its way through the Shipper.
@@ -115,7 +128,9 @@ func (s *Shipper) Blocked(p *schema.Packed) (reopened <-chan struct{}, blocked b
 // if ctx has ended before that; what was learned from the API by then is in the
 // ledger, unless Grace was too short for it.
 func (s *Shipper) Handle(ctx context.Context, gate *Gate, rec *schema.Record, p *schema.Packed, decodeErr error) error {
+	defer s.underWay.enter(rec, p)()
 	if decodeErr != nil {
+		s.underWay.step(rec, StepBury)
 		return s.bury(ctx, rec, decodeErr)
 	}
 	if !s.cfg.Upstream.Serves(p) {
@@ -137,18 +152,20 @@ func (s *Shipper) Handle(ctx context.Context, gate *Gate, rec *schema.Record, p 
 func (s *Shipper) decide(ctx context.Context, o *order) (schema.Outcome, error) {
 	for {
 		standing := s.cfg.Ledger.Look(&o.Shipment, o.EventID)
-		free := o.notBefore
+		free, step := o.notBefore, StepRest
 		if standing.State == schema.StateHeld && standing.Holder != o.pending && standing.FreeAt.After(free) {
-			free = standing.FreeAt
+			free, step = standing.FreeAt, StepOther
 		}
 		var err error
 		switch {
 		case standing.State == schema.StateSettled:
 			var outcome schema.Outcome
 			if outcome, err = s.stored(ctx, o); err == nil {
+				s.underWay.trouble(o.rec, nil)
 				return outcome, nil
 			}
 		case time.Until(free) > 0:
+			s.underWay.stepUntil(o.rec, step, free)
 			err = s.cfg.Ledger.Wait(ctx, &o.Shipment, o.EventID, standing, free)
 		default:
 			err = s.step(ctx, o, standing)
@@ -159,6 +176,8 @@ func (s *Shipper) decide(ctx context.Context, o *order) (schema.Outcome, error) 
 			}
 			// Nothing that ends by itself comes here; a person must see it.
 			s.cfg.Logger.ErrorContext(ctx, "order held up", "tid", o.TID, "err", err)
+			s.underWay.trouble(o.rec, err)
+			s.underWay.stepUntil(o.rec, StepRest, time.Now().Add(mishapPause))
 			sleep(ctx, mishapPause)
 		}
 	}
@@ -213,23 +232,29 @@ func overlaps(o *order, related []schema.Related) (violations []schema.Violation
 // attempt makes at most one call for the order. It returns nil whatever came of
 // it, and an error only if ctx has ended.
 func (s *Shipper) attempt(ctx context.Context, o *order, standing schema.Standing) error {
+	s.underWay.step(o.rec, StepGate)
 	if err := o.gate.Wait(ctx); err != nil {
 		return err
 	}
 	open, done := o.gate.Context(ctx)
 	defer done()
+	s.underWay.step(o.rec, StepTurn)
 	turn, err := s.cfg.Upstream.Admit(open, o.Packed, o.tried || standing.State == schema.StateHeld)
 	if err != nil {
 		return ctx.Err() // nil if only the gate has closed
 	}
 	defer turn.Leave()
+	s.underWay.step(o.rec, StepClaim)
 	hold, held, err := s.cfg.Ledger.Claim(open, &o.Shipment, o.EventID, standing.Holder)
 	if err != nil || !held {
 		return ctx.Err()
 	}
 
 	o.tried = true
+	s.underWay.step(o.rec, StepCall)
 	answer := turn.Send(open, hold.StartBy)
+	s.underWay.step(o.rec, StepSettle)
+	s.underWay.trouble(o.rec, nil)
 
 	// The API may have done something now. Whatever becomes of this process's
 	// place in the group, what it knows is written down.
@@ -333,6 +358,7 @@ func (s *Shipper) settle(ctx context.Context, o *order, hold schema.Hold, answer
 
 // refuse settles the order as failed without a call.
 func (s *Shipper) refuse(ctx context.Context, o *order, standing schema.Standing, failure *schema.Failure) error {
+	s.underWay.step(o.rec, StepSettle)
 	if standing.State == schema.StateHeld {
 		// The holder is gone, and what it did is not known.
 		hold, held, err := s.cfg.Ledger.Claim(ctx, &o.Shipment, o.EventID, standing.Holder)
@@ -361,12 +387,14 @@ func (s *Shipper) beyondHorizon(o *order, standing schema.Standing) bool {
 // stored reads the outcome back. It is always this one that is published, never
 // the one that this process may have just composed.
 func (s *Shipper) stored(ctx context.Context, o *order) (schema.Outcome, error) {
+	s.underWay.step(o.rec, StepSettle)
 	ctx, cancel := lingering(ctx, s.cfg.Grace)
 	defer cancel()
 	return s.cfg.Ledger.Stored(ctx, &o.Shipment, o.EventID)
 }
 
 func (s *Shipper) publish(ctx context.Context, o *order, outcome schema.Outcome) error {
+	s.underWay.step(o.rec, StepPublish)
 	ctx, cancel := lingering(ctx, s.cfg.Grace)
 	defer cancel()
 	traceparent, _ := o.rec.Header("traceparent")
@@ -382,6 +410,9 @@ func (s *Shipper) publish(ctx context.Context, o *order, outcome schema.Outcome)
 		s.shipped.Add(1)
 	} else {
 		s.failed.Add(1)
+		s.mu.Lock()
+		s.reasons[outcome.Reason]++
+		s.mu.Unlock()
 	}
 	if outcome.Reason == reasonInvalid {
 		verdict = verdictInvalid

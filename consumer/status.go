@@ -1,11 +1,17 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/segmentio/kafka-go"
 )
 
 // Role is what a process is in the group.
@@ -30,6 +36,16 @@ type Status struct {
 	GateOpen   bool              `json:"gate_open"`
 	Generation int32             `json:"generation"` // 0 before the first
 	Partitions []PartitionStatus `json:"partitions"`
+	// Members are those of the group, as it last said, a few seconds ago.
+	Members []Member `json:"members"`
+}
+
+// Member is a process in the consumer group.
+type Member struct {
+	Name       string `json:"name"`
+	Host       string `json:"host"`
+	Partitions int    `json:"partitions"` // that it holds
+	Self       bool   `json:"self,omitempty"`
 }
 
 // PartitionStatus is how far a partition has come. A standby shows what the
@@ -44,6 +60,25 @@ type PartitionStatus struct {
 	OldestUnfinishedSeconds float64 `json:"oldest_unfinished_seconds"`
 	Unsettled               int     `json:"unsettled"` // records that were read and are not settled
 	Shelved                 int     `json:"shelved"`   // those of them whose shop is blocked
+	// Waiting is how many records are neither settled nor shelved, whether they
+	// were read or not. Unlike the lag it does not count what is settled behind
+	// a record that is not.
+	Waiting int64 `json:"waiting"`
+	// Oldest is the oldest record that was read and is not settled, nil if
+	// there is none or the partition is another's.
+	Oldest *Oldest `json:"oldest,omitempty"`
+}
+
+// Oldest is the first record of a partition that is not settled.
+type Oldest struct {
+	Offset int64     `json:"offset"`
+	Time   time.Time `json:"time"` // the record's own, to the second
+	// Shelved is true if its shop is blocked.
+	Shelved bool `json:"shelved"`
+	// ShopID and TID are of its order, "" if that is no longer in memory, or
+	// is none.
+	ShopID string `json:"shop_id,omitempty"`
+	TID    string `json:"tid,omitempty"`
 }
 
 // rejoinGrace is how long a member that lost its generation still counts as
@@ -56,7 +91,7 @@ func (c *Consumer) Status() Status {
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	st := Status{Role: c.roleNow(now), Reason: c.reason, GateOpen: c.gate.IsOpen()}
+	st := Status{Role: c.roleNow(now), Reason: c.reason, GateOpen: c.gate.IsOpen(), Members: append([]Member{}, c.members...)}
 	if c.session != nil {
 		st.Generation = c.session.generation
 	}
@@ -77,10 +112,8 @@ func (c *Consumer) Status() Status {
 // partitionStatus returns the status of a partition by its offsets. What lies
 // below the beginning of the log cannot be waiting.
 func partitionStatus(partition int, b bounds, committed int64) PartitionStatus {
-	return PartitionStatus{
-		Partition: partition, Committed: committed, End: b.last,
-		Lag: max(0, b.last-max(committed, b.first)),
-	}
+	lag := max(0, b.last-max(committed, b.first))
+	return PartitionStatus{Partition: partition, Committed: committed, End: b.last, Lag: lag, Waiting: lag}
 }
 
 // status returns the status of a partition that this member holds.
@@ -90,10 +123,35 @@ func (t *tenure) status(b bounds, now time.Time) PartitionStatus {
 	b.last = max(b.last, t.marks.next) // what has been read is there
 	st := partitionStatus(t.partition, b, t.commits.acked)
 	st.Unsettled, st.Shelved = t.marks.unfinished(), t.shelf.size
-	if at, ok := t.marks.oldest(); ok {
-		st.OldestUnfinishedSeconds = max(0, now.Sub(at).Seconds())
+	st.Waiting = b.last - t.marks.next + int64(st.Unsettled-st.Shelved)
+	if first := t.marks.first(); first != nil {
+		st.Oldest = t.describe(first)
+		st.OldestUnfinishedSeconds = max(0, now.Sub(st.Oldest.Time).Seconds())
 	}
 	return st
+}
+
+// describe says what is known of a record that is not settled. The caller holds
+// mu.
+func (t *tenure) describe(s *slot) *Oldest {
+	o := &Oldest{Offset: s.offset, Time: time.Unix(int64(s.at), 0), Shelved: s.place.shelved()}
+	if o.Shelved {
+		sh := t.shelf.byID[s.place]
+		o.ShopID = sh.name
+		if sh.first == s.offset {
+			o.TID = sh.firstTID
+		}
+		return o
+	}
+	// The first record of a partition waits for no other in its lane, so it is
+	// being handled, or is about to be.
+	for it := range t.started {
+		if it.rec.Offset == s.offset && it.packed != nil {
+			o.ShopID, o.TID = it.packed.ShopID, it.packed.TID
+			break
+		}
+	}
+	return o
 }
 
 // Ready reports whether the process has done its part to be useful: it is a
@@ -203,18 +261,20 @@ func (c *Consumer) setReason(s *session, reason string) {
 	}
 }
 
-// watch keeps the ends of the log up to date, also as a standby, and the gauges
-// with them.
+// watch keeps the ends of the log and the members up to date, also as a standby,
+// and the gauges with them.
 func (c *Consumer) watch(ctx context.Context) {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for {
-		done := c.pulse.begin()
-		err := c.look(ctx)
-		done()
-		if err != nil {
-			// Those who need the brokers say so louder.
-			c.log.Debug("ends of the log not seen", "err", err)
+		for what, look := range map[string]func(context.Context) error{"ends of the log": c.look, "members of the group": c.lookAtMembers} {
+			done := c.pulse.begin()
+			err := look(ctx)
+			done()
+			if err != nil {
+				// Those who need the brokers say so louder.
+				c.log.Debug("not seen", "what", what, "err", err)
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -255,6 +315,39 @@ func (c *Consumer) look(ctx context.Context) error {
 	c.mu.Lock()
 	c.foreign = offsets
 	c.mu.Unlock()
+	return nil
+}
+
+// lookAtMembers asks the group for its members. Only the member that computes
+// the assignment is told of the others without asking.
+func (c *Consumer) lookAtMembers(ctx context.Context) error {
+	ctx, cancel := request(ctx)
+	defer cancel()
+	res, err := c.cfg.Client.DescribeGroups(ctx, &kafka.DescribeGroupsRequest{GroupIDs: []string{c.cfg.GroupID}})
+	if err != nil {
+		return err
+	}
+	if len(res.Groups) != 1 {
+		return errors.New("consumer: no answer about the group")
+	}
+	self := ""
+	if s := c.current(); s != nil {
+		self = s.member
+	}
+	members := make([]Member, 0, len(res.Groups[0].Members))
+	for _, m := range res.Groups[0].Members {
+		var data holderData
+		_ = json.Unmarshal(m.MemberMetadata.UserData, &data) // another balancer says something else
+		member := Member{Name: cmp.Or(data.Name, m.MemberID), Host: strings.TrimPrefix(m.ClientHost, "/"), Self: m.MemberID == self}
+		for _, topic := range m.MemberAssignments.Topics {
+			member.Partitions += len(topic.Partitions)
+		}
+		members = append(members, member)
+	}
+	slices.SortFunc(members, func(a, b Member) int { return cmp.Compare(a.Name, b.Name) })
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.members = members
 	return nil
 }
 

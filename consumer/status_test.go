@@ -14,18 +14,19 @@ import (
 func TestStatusAsJSON(t *testing.T) {
 	st := Status{
 		Role: RoleActive, Reason: "why", GateOpen: true, Generation: 3,
-		Partitions: []PartitionStatus{{Partition: 1, Committed: 2, End: 5, Lag: 3, OldestUnfinishedSeconds: 1.5, Unsettled: 4, Shelved: 2}},
+		Partitions: []PartitionStatus{{Partition: 1, Committed: 2, End: 5, Lag: 3, OldestUnfinishedSeconds: 1.5, Unsettled: 4, Shelved: 2, Waiting: 2}},
+		Members:    []Member{{Name: "a", Host: "10.0.0.1", Partitions: 3, Self: true}},
 	}
 	got, err := json.Marshal(st)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := `{"role":"active","reason":"why","gate_open":true,"generation":3,"partitions":[` +
-		`{"partition":1,"committed":2,"end":5,"lag":3,"oldest_unfinished_seconds":1.5,"unsettled":4,"shelved":2}]}`
+		`{"partition":1,"committed":2,"end":5,"lag":3,"oldest_unfinished_seconds":1.5,"unsettled":4,"shelved":2,"waiting":2}],"members":[{"name":"a","host":"10.0.0.1","partitions":3,"self":true}]}`
 	if diff := cmp.Diff(want, string(got)); diff != "" {
 		t.Error(diff)
 	}
-	if got, err := json.Marshal(Status{Role: RoleJoining, Partitions: []PartitionStatus{}}); err != nil || string(got) != `{"role":"joining","gate_open":false,"generation":0,"partitions":[]}` {
+	if got, err := json.Marshal(Status{Role: RoleJoining, Partitions: []PartitionStatus{}, Members: []Member{}}); err != nil || string(got) != `{"role":"joining","gate_open":false,"generation":0,"partitions":[],"members":[]}` {
 		t.Errorf("got %s, %v", got, err)
 	}
 }
@@ -64,7 +65,7 @@ func TestStandbyKnowsTheLag(t *testing.T) {
 		w.produce(1, events("s", 1, 25)...)
 		want := []PartitionStatus{
 			{Partition: 0},
-			{Partition: 1, End: 25, Lag: 25},
+			{Partition: 1, End: 25, Lag: 25, Waiting: 25},
 			{Partition: 2},
 		}
 		await(t, "the standby to see the lag", func() bool { return slices.Equal(b.c.Status().Partitions, want) })

@@ -137,13 +137,12 @@ func (w *watermark) squeeze() {
 // unfinished returns the number of records that are not settled.
 func (w *watermark) unfinished() int { return len(w.slots) - w.head - w.gaps }
 
-// oldest returns the time of the first unfinished record, and whether there is
-// one.
-func (w *watermark) oldest() (time.Time, bool) {
+// first returns the first unfinished record, nil if there is none.
+func (w *watermark) first() *slot {
 	if w.head == len(w.slots) {
-		return time.Time{}, false
+		return nil
 	}
-	return time.Unix(int64(w.slots[w.head].at), 0), true
+	return &w.slots[w.head]
 }
 
 // from returns the slots at and after an offset, finished ones included.

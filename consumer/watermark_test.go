@@ -74,8 +74,8 @@ func TestWatermarkAgainstNaiveModel(t *testing.T) {
 			if got, want := w.unfinished(), len(n.unfinished); got != want {
 				t.Fatalf("seed %d round %d: %d unfinished, want %d", seed, round, got, want)
 			}
-			if oldest, ok := w.oldest(); ok != (len(n.unfinished) > 0) || ok && oldest.Unix() != n.mark() {
-				t.Fatalf("seed %d round %d: oldest is %v, %v with mark %d", seed, round, oldest, ok, n.mark())
+			if first := w.first(); (first != nil) != (len(n.unfinished) > 0) || first != nil && int64(first.at) != n.mark() {
+				t.Fatalf("seed %d round %d: first is %v with mark %d", seed, round, first, n.mark())
 			}
 			var left []int64
 			for _, s := range w.from(0) {

@@ -148,7 +148,7 @@ func (p *Producer) partition(ctx context.Context, topic string, key []byte) (int
 		if err == nil && len(res.Topics) == 1 {
 			if t := res.Topics[0]; t.Error == nil && len(t.Partitions) > 0 {
 				p.lookups[topic].Worked(0)
-				return partitionOf(key, len(t.Partitions)), nil
+				return PartitionOf(key, len(t.Partitions)), nil
 			} else if err = t.Error; err == nil {
 				err = kafka.UnknownTopicOrPartition
 			}
@@ -164,9 +164,9 @@ func (p *Producer) partition(ctx context.Context, topic string, key []byte) (int
 	}
 }
 
-// partitionOf returns the partition of a key among n, as the default partitioner
+// PartitionOf returns the partition of a key among n, as the default partitioner
 // of the Java client does: murmur2 of the key. Records without a key are spread.
-func partitionOf(key []byte, n int) int {
+func PartitionOf(key []byte, n int) int {
 	if key == nil {
 		return rand.N(n)
 	}

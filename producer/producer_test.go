@@ -105,7 +105,7 @@ func TestPublish(t *testing.T) {
 					topic, eventType = names.failed, schema.TypeFailed
 				}
 				rec, partition := find(t, b, topic, 5)
-				if want := partitionOf([]byte(tid), 5); partition != want {
+				if want := PartitionOf([]byte(tid), 5); partition != want {
 					t.Errorf("got partition %d, want %d", partition, want)
 				}
 				if string(rec.Key) != tid || !bytes.Equal(rec.Value, o.Event) {
@@ -219,14 +219,14 @@ func TestProduceFollowsPartitions(t *testing.T) {
 		t.Fatal(err, res)
 	}
 	key := []byte("a key that moves")
-	if partitionOf(key, 5) == partitionOf(key, 40) {
+	if PartitionOf(key, 5) == PartitionOf(key, 40) {
 		t.Fatal("it does not move")
 	}
 	waitFor(t, func() bool {
 		if err := p.Produce(t.Context(), names.packed, key, []byte("v"), nil); err != nil {
 			t.Fatal(err)
 		}
-		return len(b.Log(t, names.packed, partitionOf(key, 40))) > 0
+		return len(b.Log(t, names.packed, PartitionOf(key, 40))) > 0
 	})
 }
 
@@ -318,19 +318,19 @@ func TestPartitionOf(t *testing.T) {
 	} {
 		for _, n := range []int{1, 2, 3, 5, 8, 12, 100, 1000} {
 			want := int(hash&0x7fffffff) % n
-			if got := partitionOf([]byte(key), n); got != want {
+			if got := PartitionOf([]byte(key), n); got != want {
 				t.Errorf("%q of %d: got %d, want %d", key, n, got, want)
 			}
 		}
 	}
 	seen := make(map[int]bool)
 	for range 1000 {
-		seen[partitionOf(nil, 4)] = true
+		seen[PartitionOf(nil, 4)] = true
 	}
 	if len(seen) != 4 {
 		t.Errorf("records without a key went to %v", seen)
 	}
-	if a, b := partitionOf([]byte{}, 1000), partitionOf([]byte{}, 1000); a != b {
+	if a, b := PartitionOf([]byte{}, 1000), PartitionOf([]byte{}, 1000); a != b {
 		t.Error("an empty key is a key")
 	}
 }

@@ -46,7 +46,9 @@ type account struct {
 	breaker   *gobreaker.TwoStepCircuitBreaker[struct{}]
 	state     gobreaker.State // the breaker's, as last reported
 	openUntil time.Time
-	onTrial   bool // a call is trying the half-open breaker
+	// brokenSince is when the breaker left the closed state.
+	brokenSince time.Time
+	onTrial     bool // a call is trying the half-open breaker
 	// recess is closed when the breaker is no longer open and the pause is
 	// over; nil while nobody has asked to be told.
 	recess chan struct{}
@@ -77,6 +79,8 @@ type account struct {
 	spending map[string]*Spending
 	total    Spending
 	balance  *forecast // nil if it is not known
+	today    daySpending
+	left     timeline // the requests that have left
 
 	notes []func() // log lines to be written once mu is free
 }
@@ -87,6 +91,7 @@ type hold struct {
 	since  time.Time
 	url    string
 	timer  *time.Timer
+	next   time.Time // when the timer lets one order try
 	// probe is true once one order may try, which is allowed since then, and
 	// probing while it does. Then reopened is closed.
 	probe, probing bool
@@ -288,8 +293,7 @@ func (a *account) blocked(id string) (<-chan struct{}, bool) {
 // recessLeft returns for how long the account is certain to call nothing, apart
 // from what a repair may bring. Callers hold mu.
 func (a *account) recessLeft() time.Duration {
-	_, _, paused := a.pacer.status()
-	until := paused
+	until := a.pacer.status().paused
 	if a.breaker.State() == gobreaker.StateOpen {
 		until = later(until, a.openUntil)
 	}
@@ -392,9 +396,11 @@ func (a *account) depart(t *Turn) bool {
 	if t.state == turnSending {
 		t.state = turnLeft
 		delete(a.unsent, t)
+		now := time.Now()
 		if a.inFlight++; a.inFlight == 1 {
-			a.silentSince = time.Now()
+			a.silentSince = now
 		}
+		a.left.add(now)
 		a.metrics.inFlight.WithLabelValues(a.name).Inc()
 		a.dispatch()
 	}
@@ -504,8 +510,7 @@ func (a *account) conclude(t *Turn, x exchange, l *launch) schema.Answer {
 		}
 		a.note(log, "api throttles", "told_by", f.source, "pause", f.pause)
 	}
-	window, _, _ := a.pacer.status()
-	a.metrics.window.WithLabelValues(a.name).Set(window.Seconds())
+	a.metrics.window.WithLabelValues(a.name).Set(a.pacer.status().window.Seconds())
 	a.judgeAccount(t, &f)
 	a.judgeShop(t, &f, left)
 	a.over(t, a.verdict(t, f.health))
@@ -582,6 +587,7 @@ func (a *account) haltFor(reason string) {
 		a.metrics.halted.WithLabelValues(a.name, a.halt.reason).Set(0)
 	}
 	a.halt = h
+	h.next = time.Now().Add(a.cfg.HaltProbe)
 	h.timer = time.AfterFunc(a.cfg.HaltProbe, func() {
 		a.mu.Lock()
 		defer a.unlock()
@@ -676,6 +682,7 @@ func (a *account) park(id, reason, url string) {
 		a.metrics.parked.Inc()
 	}
 	s.hold = h
+	h.next = time.Now().Add(a.cfg.HaltProbe)
 	h.timer = time.AfterFunc(a.cfg.HaltProbe, func() { a.unpark(id) })
 	a.note(a.logger.Warn, "shop parked", "shop_id", id, "reason", reason, "next_probe", a.cfg.HaltProbe)
 	a.revoke(func(t *Turn) bool { return t.packed.ShopID == id })
@@ -711,6 +718,9 @@ func (a *account) readmit(s *shop) {
 // breakerChanged is called by the breaker, under its own lock and mu.
 func (a *account) breakerChanged(_ string, from, to gobreaker.State) {
 	a.state = to
+	if from == gobreaker.StateClosed {
+		a.brokenSince = time.Now()
+	}
 	a.metrics.breaker.WithLabelValues(a.name).Set(float64(to))
 	a.note(a.logger.Warn, "breaker changed", "from", breakerName(from), "to", breakerName(to))
 	if to == gobreaker.StateOpen {
@@ -769,11 +779,12 @@ func (a *account) spend(id string, x *schema.Exchange) {
 		s = &Spending{Account: a.name, ShopID: id}
 		a.spending[id] = s
 	}
+	now := time.Now()
 	points := int64(0)
 	if x != nil {
 		points = x.Withheld
 	}
-	for _, book := range []*Spending{s, &a.total} {
+	for _, book := range []*Spending{s, &a.total, a.today.on(now)} {
 		book.Calls++
 		if points > 0 {
 			book.Charged++
@@ -783,7 +794,6 @@ func (a *account) spend(id string, x *schema.Exchange) {
 	if a.balance == nil {
 		return
 	}
-	now := time.Now()
 	if a.balance.spend(points, now) {
 		last, _ := a.balance.lasts(now)
 		a.note(a.logger.Warn, "balance is running out", "points", a.balance.left, "lasts", last.Round(time.Minute))
@@ -812,32 +822,67 @@ func (a *account) toppedUp() {
 	a.note(a.logger.Warn, "balance is not known since the top-up; set it in the accounts file and restart")
 }
 
+// daySpending is what was spent since the last midnight, by the process's own
+// time zone.
+type daySpending struct {
+	Spending
+	day int // the year and its day
+}
+
+// on returns the book of a day, which is new on another one.
+func (d *daySpending) on(now time.Time) *Spending {
+	if day := 1000*now.Year() + now.YearDay(); d.day != day {
+		*d = daySpending{day: day}
+	}
+	return &d.Spending
+}
+
 func (a *account) status() AccountStatus {
 	a.mu.Lock()
 	defer a.unlock()
+	now := time.Now()
 	state := a.breaker.State()
-	_, perSecond, paused := a.pacer.status()
+	pace := a.pacer.status()
 	waiting := a.queue.Len()
 	for _, s := range a.shops {
 		waiting += len(s.waiting)
 	}
+	today := a.today.on(now)
 	st := AccountStatus{
-		Name: a.name, State: "sending", Breaker: breakerName(state), Rate: perSecond,
+		Name: a.name, State: StateSending, Breaker: breakerName(state), Rate: pace.perSecond, Limit: a.pacer.rate, PerSecond: a.left.perSecond(now),
 		InFlight: a.inFlight, Waiting: waiting, Calls: a.total.Calls, Charged: a.total.Charged, Spent: a.total.Points,
-		Balance: a.balance.status(time.Now()),
+		Balance: a.balance.status(now),
+		Today:   Spent{Calls: today.Calls, Charged: today.Charged, Points: today.Points}, Recent: a.left.slots(now),
 	}
 	switch {
 	case a.halt != nil:
-		since := a.halt.since
-		st.State, st.Reason, st.Since = "halted", a.halt.reason, &since
+		st.State, st.Reason = StateHalted, a.halt.reason
+		st.Since, st.Until, st.Probing = a.halt.times()
 	case state != gobreaker.StateClosed:
-		st.State, st.Reason = "paused", "breaker_"+breakerName(state)
-	case time.Until(paused) > 0:
-		st.State, st.Reason = "paused", reasonThrottled
+		since := a.brokenSince
+		st.State, st.Reason, st.Since = StatePaused, "breaker_"+breakerName(state), &since
+		if state == gobreaker.StateOpen {
+			until := a.openUntil
+			st.Until = &until
+		} else {
+			st.Probing = true
+		}
+	case pace.paused.After(now):
+		st.State, st.Reason, st.Since, st.Until = StatePaused, reasonThrottled, &pace.pausedAt, &pace.paused
 	case a.busy == 0 && a.queue.Len() == 0:
-		st.State = "idle"
+		st.State = StateIdle
 	}
 	return st
+}
+
+// times says since when the hold lasts, and when it lets one order try by
+// itself, nil if it does already.
+func (h *hold) times() (since, until *time.Time, probing bool) {
+	s, u := h.since, h.next
+	if h.probe {
+		return &s, nil, true
+	}
+	return &s, &u, false
 }
 
 func (a *account) parkedShops(shops []ParkedShop) []ParkedShop {
@@ -847,8 +892,10 @@ func (a *account) parkedShops(shops []ParkedShop) []ParkedShop {
 		if s.hold == nil {
 			continue
 		}
+		_, until, probing := s.hold.times()
 		shops = append(shops, ParkedShop{
-			ShopID: id, Account: a.name, Reason: s.hold.reason, Since: s.hold.since, Waiting: len(s.waiting), URL: s.hold.url,
+			ShopID: id, Account: a.name, Reason: s.hold.reason, Since: s.hold.since, Until: until, Probing: probing,
+			Waiting: len(s.waiting), URL: s.hold.url,
 		})
 	}
 	return shops

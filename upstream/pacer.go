@@ -42,6 +42,7 @@ type pacer struct {
 	// reserved is when the first in line may leave, zero if there is none.
 	reserved time.Time
 	paused   time.Time // no call leaves before it
+	pausedAt time.Time // when that pause began
 	// throttledAt is when the window last grew; calls that left before it say
 	// nothing about it.
 	throttledAt time.Time
@@ -229,6 +230,9 @@ func (p *pacer) throttle(pause time.Duration, left time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
+	if !p.paused.After(now) {
+		p.pausedAt = now
+	}
 	p.paused = later(p.paused, now.Add(pause))
 	p.clean = 0
 	// The calls that were under way when the limit was first exceeded are all
@@ -277,10 +281,20 @@ func (p *pacer) signal() {
 	p.changed = make(chan struct{})
 }
 
-// status returns the present window, the rate as it is throttled, and when the
-// pause ends.
-func (p *pacer) status() (window time.Duration, perSecond float64, paused time.Time) {
+// pace is how a pacer goes at present.
+type pace struct {
+	window    time.Duration
+	perSecond float64 // the rate as it is throttled
+	// paused is when the pause ends and pausedAt when it began, zero if there
+	// was none.
+	paused, pausedAt time.Time
+}
+
+func (p *pacer) status() pace {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.window, p.rate * float64(p.base) / float64(p.window), p.paused
+	return pace{
+		window: p.window, perSecond: p.rate * float64(p.base) / float64(p.window),
+		paused: p.paused, pausedAt: p.pausedAt,
+	}
 }

@@ -216,7 +216,8 @@ func TestPacerThrottle(t *testing.T) {
 		if d := at.Sub(left); d != 3*time.Second {
 			t.Errorf("the call in line left after %s, want 3s", d)
 		}
-		window, perSecond, _ := p.status()
+		pace := p.status()
+		window, perSecond := pace.window, pace.perSecond
 		if want := (time.Second + testJitter) * 21 / 20; window != want {
 			t.Errorf("window: got %s, want %s", window, want)
 		}
@@ -234,23 +235,23 @@ func TestPacerThrottle(t *testing.T) {
 			p.throttle(time.Millisecond, time.Now())
 			time.Sleep(time.Second)
 		}
-		if window, _, _ = p.status(); window != maxWindow {
+		if window = p.status().window; window != maxWindow {
 			t.Errorf("window after many throttlings: got %s", window)
 		}
 		for range cleanCalls - 1 {
 			p.passed()
 		}
-		if w, _, _ := p.status(); w != maxWindow {
+		if w := p.status().window; w != maxWindow {
 			t.Errorf("window shrank early: %s", w)
 		}
 		p.passed()
-		if w, _, _ := p.status(); w != maxWindow-windowStep {
+		if w := p.status().window; w != maxWindow-windowStep {
 			t.Errorf("window after %d clean calls: got %s", cleanCalls, w)
 		}
 		for range 300 * cleanCalls {
 			p.passed()
 		}
-		if w, _, _ := p.status(); w != time.Second+testJitter {
+		if w := p.status().window; w != time.Second+testJitter {
 			t.Errorf("window in the end: got %s", w)
 		}
 	})

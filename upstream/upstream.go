@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"packship/schema"
@@ -22,7 +23,8 @@ type Upstream struct {
 	metrics   *metrics
 	accounts  []*account
 	byShop    map[string]*account
-	fallback  *account // serves the shops in no account; nil if nobody does
+	fallback  *account     // serves the shops in no account; nil if nobody does
+	turned    atomic.Int64 // when the loop of Run last turned, in nanoseconds; 0 while it does not run
 	parcels   parcels
 }
 
@@ -74,16 +76,44 @@ func (u *Upstream) Run(ctx context.Context) error {
 	defer u.CloseIdleConnections()
 	ticker := time.NewTicker(tokenPoll)
 	defer ticker.Stop()
+	defer u.turned.Store(0)
 	for {
+		u.turned.Store(time.Now().UnixNano())
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
 			for _, a := range u.accounts {
 				a.readToken(u.accounts)
+				a.poke() // nobody depends on it, but it shows that the account is not stuck
 			}
 		}
 	}
+}
+
+// aliveWithin is how long the loop of Run may take for a turn.
+const aliveWithin = 30 * time.Second
+
+// Alive reports whether the loop of Run turns and the accounts can be used. It
+// does not depend on the API.
+func (u *Upstream) Alive() (bool, string) {
+	at := u.turned.Load()
+	if at == 0 {
+		return true, ""
+	}
+	if d := time.Since(time.Unix(0, at)); d > aliveWithin {
+		return false, "the loop that follows the accounts has not turned for " + d.Round(time.Second).String()
+	}
+	return true, ""
+}
+
+// AccountOf returns the name of the account that calls for a shop, "" if none
+// does.
+func (u *Upstream) AccountOf(shop string) string {
+	if a := u.accountOf(shop); a != nil {
+		return a.name
+	}
+	return ""
 }
 
 // Serves reports whether the event's shop is this deployment's business.
@@ -298,6 +328,14 @@ func (t *Turn) Send(gate context.Context, startBy time.Time) schema.Answer {
 // Leave gives the place back if it has not been used. It may always be called.
 func (t *Turn) Leave() { t.account.leave(t) }
 
+// The states of an account.
+const (
+	StateSending = "sending"
+	StatePaused  = "paused" // by the breaker or by throttling; ends by itself
+	StateHalted  = "halted" // until a probe after a repair succeeds
+	StateIdle    = "idle"   // it may send and has nothing to do
+)
+
 // AccountStatus is the state of an account.
 type AccountStatus struct {
 	Name string `json:"name"`
@@ -305,23 +343,46 @@ type AccountStatus struct {
 	// not send.
 	State  string `json:"state"`
 	Reason string `json:"reason,omitempty"`
-	// Since is when the account was halted.
+	// Since is when a paused or halted account stopped sending.
 	Since *time.Time `json:"since,omitempty"`
+	// Until is when a pause ends, or one order is tried, without anybody doing
+	// anything. While Probing is true that is now: the next order is tried.
+	Until   *time.Time `json:"until,omitempty"`
+	Probing bool       `json:"probing,omitempty"`
 	// Breaker is closed, half_open or open.
 	Breaker string `json:"breaker"`
 	// Rate is the calls per second that the account may make; it is lower than
-	// the setting after the API has throttled.
-	Rate     float64 `json:"rate"`
-	InFlight int     `json:"in_flight"`
-	Waiting  int     `json:"waiting"`
+	// Limit, which is the setting, after the API has throttled.
+	Rate  float64 `json:"rate"`
+	Limit float64 `json:"limit"`
+	// PerSecond is how many calls have left in a second of late.
+	PerSecond float64 `json:"per_second"`
+	InFlight  int     `json:"in_flight"`
+	Waiting   int     `json:"waiting"`
 	// Calls counts the calls that were sent, Charged those that cost something,
-	// and Spent the points.
+	// and Spent the points, since the process started.
 	Calls   int64 `json:"calls"`
 	Charged int64 `json:"charged"`
 	Spent   int64 `json:"spent"`
 	// Balance is what is left of the configured balance, nil if none is
 	// configured, or nobody knows since a top-up.
 	Balance *BalanceStatus `json:"balance,omitempty"`
+	// Today is the same since midnight, or since the process started if that
+	// was later.
+	Today Spent `json:"today"`
+	// Recent has the calls that left in the last ten minutes, by slots of five
+	// seconds, oldest first.
+	Recent []int `json:"recent"`
+}
+
+// Held reports whether something keeps the account from sending.
+func (s *AccountStatus) Held() bool { return s.State == StatePaused || s.State == StateHalted }
+
+// Spent is what was called and charged in a time.
+type Spent struct {
+	Calls   int64 `json:"calls"`
+	Charged int64 `json:"charged"`
+	Points  int64 `json:"points"`
 }
 
 // ParkedShop is a shop whose orders are held.
@@ -330,7 +391,11 @@ type ParkedShop struct {
 	Account string    `json:"account"`
 	Reason  string    `json:"reason"`
 	Since   time.Time `json:"since"`
-	Waiting int       `json:"waiting"`
+	// Until is when one of its orders is tried without anybody doing anything.
+	// While Probing is true that is now.
+	Until   *time.Time `json:"until,omitempty"`
+	Probing bool       `json:"probing,omitempty"`
+	Waiting int        `json:"waiting"`
 	// URL is where the shop's owner authorises it. It is for the operator's
 	// eyes, and must not get into logs or events.
 	URL string `json:"url,omitempty"`

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"packship/schema"
@@ -13,6 +14,9 @@ import (
 // partition is one partition of the ledger as far as this process has read it.
 type partition struct {
 	n int
+	// turned is when the tail began the step that it is at, in nanoseconds; 0
+	// while it is at none, or at one that may take as long as Kafka is away.
+	turned atomic.Int64
 
 	mu   sync.Mutex
 	fold *fold

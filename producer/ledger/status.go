@@ -1,6 +1,9 @@
 package ledger
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Status is what the ledger knows of itself, for people.
 type Status struct {
@@ -64,4 +67,19 @@ func (l *Ledger) Status() Status {
 		s.LostBefore = lost.UTC().Format(time.RFC3339)
 	}
 	return s
+}
+
+// aliveWithin is how long a step of a tail may take that is bounded by much less.
+const aliveWithin = 30 * time.Second
+
+// Alive reports whether the loops that read the ledger turn. It does not depend
+// on Kafka: a request that is not answered ends within seconds.
+func (l *Ledger) Alive() (bool, string) {
+	for _, p := range l.partitions {
+		at := p.turned.Load()
+		if d := time.Since(time.Unix(0, at)); at != 0 && d > aliveWithin {
+			return false, fmt.Sprintf("the loop that reads partition %d of the ledger has not turned for %s", p.n, d.Round(time.Second))
+		}
+	}
+	return true, ""
 }

@@ -45,7 +45,7 @@ func (l *Ledger) tail(ctx context.Context, p *partition) error {
 	var next, end int64
 	var entries []entry
 	chores := time.Now().Add(choreInterval)
-	for ctx.Err() == nil {
+	for ; ctx.Err() == nil; p.turned.Store(0) {
 		if !begun {
 			var err error
 			if next, end, err = l.begin(ctx, p); err != nil {
@@ -69,6 +69,7 @@ func (l *Ledger) tail(ctx context.Context, p *partition) error {
 				failed(err)
 			}
 		}
+		p.turned.Store(time.Now().UnixNano())
 		batch, err := l.fetch(ctx, p.n, next)
 		if errors.Is(err, kafka.OffsetOutOfRange) {
 			if next, err = l.relocate(ctx, p, err); err == nil {
@@ -92,6 +93,7 @@ func (l *Ledger) tail(ctx context.Context, p *partition) error {
 		}
 		next = batch.next
 		p.apply(entries, next)
+		p.turned.Store(0)
 		if !ready && next >= end {
 			ready, entries = true, nil // the room for a restore is not needed any more
 			l.arrived(ctx, p)

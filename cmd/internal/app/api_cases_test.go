@@ -587,7 +587,7 @@ func caseRate(t *testing.T) {
 		s.produce(inTurn(values))
 		s.await(n, 0)
 		calls := s.api.Journal().Calls()
-		most, rate := s.api.Stats().MaxInAnySecond, pace(calls)
+		most, rate := s.api.Stats().MaxInAnySecond, ratePerSecond(calls)
 		s.t.Logf("%d orders, %d replicas: %d calls, at most %d in any second, %.2f a second", n, simSlots, len(calls), most, rate)
 		if len(calls) != n || most > 10 || rate < 9 {
 			s.t.Errorf("%d calls, at most %d in any second, %.2f a second; want %d, 10, 9", len(calls), most, rate, n)

@@ -41,12 +41,15 @@ type Connector struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	name     string // of this process, among the replicas
+	started  time.Time
 	api      *upstream.Upstream
+	watchdog *watchdog
 	crash    *crash // for tests of a build of their own
 
 	mu      sync.Mutex         // guards the rest
 	waiting string             // what keeps the connector from being ready; "" once all parts exist
 	broken  error              // why the run has ended by itself
+	kafka   *Kafka             // nil until it can be used
 	ledger  *ledger.Ledger     // nil until it exists, like the next two
 	reader  *consumer.Consumer // the group session
 	shipper *consumer.Shipper
@@ -61,7 +64,7 @@ func New(s Settings, o Options) (*Connector, error) {
 	if o.Listen == nil {
 		o.Listen = new(net.ListenConfig).Listen
 	}
-	c := &Connector{settings: s, opts: o, log: o.Logger, registry: newRegistry(), name: processName(), waiting: "starting"}
+	c := &Connector{settings: s, opts: o, log: o.Logger, registry: newRegistry(), name: processName(), started: time.Now(), waiting: "starting"}
 	c.crash = newCrash(&c.settings)
 	config, err := s.upstreamConfig()
 	if err != nil {
@@ -73,6 +76,7 @@ func New(s Settings, o Options) (*Connector, error) {
 	if c.api, err = upstream.New(config); err != nil {
 		return nil, err
 	}
+	c.watchdog = newWatchdog(&c.settings, c.api, c.component("watchdog"), c.registry)
 	return c, nil
 }
 
@@ -148,7 +152,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 	}
 	life.background(run, "ledger", memory.Run)
 	life.onStop("ledger farewell", memory.Close)
-	c.setLedger(memory)
+	c.setLedger(memory, kafka)
 	if err := memory.WaitReady(run); err != nil {
 		return unlessEnded(run, err)
 	}
@@ -190,6 +194,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		return err
 	}
 	c.setReader(reader, shipper)
+	life.background(run, "watchdog", func(ctx context.Context) error { return c.watchdog.run(ctx, reader, shipper) })
 	return unlessEnded(run, reader.Run(run))
 }
 
@@ -287,10 +292,10 @@ func (c *Connector) setBroken(err error) {
 	c.broken = err
 }
 
-func (c *Connector) setLedger(l *ledger.Ledger) {
+func (c *Connector) setLedger(l *ledger.Ledger, k *Kafka) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.ledger = l
+	c.ledger, c.kafka = l, k
 }
 
 func (c *Connector) setReader(r *consumer.Consumer, s *consumer.Shipper) {

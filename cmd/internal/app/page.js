@@ -1,92 +1,128 @@
 "use strict";
-// Asks for the status once a second and writes it into the page that the server
-// has rendered. Text is only ever set as text.
+// Fetches the page again once a second and puts what has changed into the one
+// that is shown: the server alone knows how a state is told. Asks before an
+// action, and sends it with the admin token, which is kept nowhere but here.
 (() => {
   const id = (name) => document.getElementById(name);
-  const set = (name, text, state) => {
-    const el = id(name);
-    if (el.textContent !== String(text)) el.textContent = text;
-    if (state) el.dataset.state = state;
-  };
-  const cell = (tag, text, numeric) => {
-    const el = document.createElement(tag);
-    if (tag === "th") el.scope = "row";
-    if (numeric) el.className = "n";
-    if (text instanceof Node) el.append(text); else el.textContent = text;
-    return el;
-  };
-  const badge = (state) => {
-    const el = document.createElement("span");
-    el.className = "badge";
-    el.dataset.state = state;
-    el.textContent = state;
-    return el;
-  };
-  const row = (...cells) => {
-    const tr = document.createElement("tr");
-    tr.append(...cells);
-    return tr;
-  };
-  const show = (s) => {
-    set("role", s.role, s.role);
-    set("instance", s.instance);
-    set("version", s.version);
-    set("ready", s.ready ? "ready" : s.reason, s.ready ? "ok" : "wait");
-    set("count-shipped", s.counts.shipped);
-    set("count-failed", s.counts.failed);
-    set("count-dead", s.counts.dead_lettered);
-    set("count-lag", s.partitions.reduce((sum, p) => sum + p.lag, 0));
-    id("accounts").replaceChildren(...s.accounts.map((a) => row(
-      cell("th", a.name), cell("td", badge(a.state)), cell("td", a.breaker), cell("td", a.rate.toFixed(2), true),
-      cell("td", a.in_flight, true), cell("td", a.calls, true), cell("td", a.spent, true), cell("td", a.reason || ""))));
-    id("partitions").replaceChildren(...s.partitions.map((p) => row(
-      cell("th", p.partition, true), cell("td", p.committed, true), cell("td", p.end, true), cell("td", p.lag, true),
-      cell("td", p.oldest_unfinished_seconds.toFixed(0) + " s", true))));
-    id("parked-none").hidden = s.parked_shops.length > 0;
-    id("parked").replaceChildren(...s.parked_shops.map((p) => {
-      const li = document.createElement("li");
-      const b = document.createElement("b");
-      b.textContent = p.shop_id;
-      li.append(b, ` (${p.account}): ${p.reason}`);
-      if (p.url && /^https?:/.test(p.url)) {
-        const a = document.createElement("a");
-        a.href = p.url;
-        a.rel = "noreferrer";
-        a.textContent = "authorise";
-        li.append(" ", a);
-      }
-      return li;
-    }));
-    id("ledger").replaceChildren(...Object.entries(s.ledger || {}).filter(([, v]) => typeof v !== "object").map(([k, v]) => {
-      const div = document.createElement("div");
-      const dt = document.createElement("dt");
-      dt.textContent = k.replaceAll("_", " ");
-      const dd = document.createElement("dd");
-      dd.textContent = typeof v === "number" ? +v.toFixed(2) : v;
-      div.append(dt, dd);
-      return div;
-    }));
-  };
+  const root = document.documentElement;
+  root.dataset.script = "on";
   let paused = false;
-  const pause = id("pause");
-  pause.hidden = false;
-  pause.addEventListener("click", () => {
-    paused = !paused;
-    pause.textContent = paused ? "Go on" : "Pause";
-    pause.setAttribute("aria-pressed", String(paused));
-  });
-  const poll = async () => {
-    if (!paused && !document.hidden) {
-      try {
-        const answer = await fetch("api/status", { cache: "no-store" });
-        if (!answer.ok) throw new Error(answer.status);
-        show(await answer.json());
-        set("fresh", "as of " + new Date().toLocaleTimeString(), "none");
-      } catch (err) {
-        set("fresh", "packship does not answer", "gone");
-      }
+  let answered = Date.now();
+
+  // A button that is replaced while somebody presses it is not clicked, so what
+  // can stay does, down to the texts.
+  const morph = (old, next) => {
+    if (old.nodeType !== next.nodeType || old.nodeName !== next.nodeName || old.id !== next.id) {
+      old.replaceWith(next);
+      return;
     }
-    setTimeout(poll, 1000);
+    if (!(old instanceof Element)) {
+      if (old.data !== next.data) old.data = next.data;
+      return;
+    }
+    for (const { name } of [...old.attributes]) if (!next.hasAttribute(name)) old.removeAttribute(name);
+    for (const { name, value } of next.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+    const children = [...next.childNodes];
+    for (const [i, child] of children.entries()) {
+      if (i < old.childNodes.length) morph(old.childNodes[i], child);
+      else old.append(child);
+    }
+    while (old.childNodes.length > children.length) old.lastChild.remove();
   };
-  poll();
+
+  const renew = (fresh) => {
+    for (const old of document.querySelectorAll("[data-live]")) {
+      const next = fresh.getElementById(old.id);
+      if (!next) continue;
+      const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
+      morph(old, next);
+      if (focused && document.activeElement === document.body) id(focused)?.focus();
+    }
+    document.title = fresh.title;
+  };
+
+  const state = () => {
+    const silent = Math.round((Date.now() - answered) / 1000);
+    const gone = !paused && silent >= 3;
+    root.dataset.liveState = gone ? "gone" : paused ? "paused" : "live";
+    id("gone").hidden = !gone;
+    id("gone-for").textContent = gone ? ` since ${silent} s` : "";
+    if (gone) document.title = "No answer · packship";
+  };
+
+  let busy = false;
+  const poll = async () => {
+    if (busy || paused || document.hidden) return;
+    busy = true;
+    try {
+      const answer = await fetch(location.pathname, { cache: "no-store", signal: AbortSignal.timeout(5000) });
+      if (!answer.ok) throw new Error(answer.status);
+      renew(new DOMParser().parseFromString(await answer.text(), "text/html"));
+      answered = Date.now();
+    } catch {
+      // state says since when there has been no answer.
+    } finally {
+      busy = false;
+    }
+    state();
+  };
+  setInterval(() => { state(); poll(); }, 1000);
+  document.addEventListener("visibilitychange", () => {
+    answered = Date.now(); // nobody has asked while the page was not to be seen
+    poll();
+  });
+  id("pause").addEventListener("click", (event) => {
+    paused = !paused;
+    answered = Date.now();
+    event.target.textContent = paused ? "Go on" : "Pause";
+    event.target.setAttribute("aria-pressed", String(paused));
+    state();
+    poll();
+  });
+
+  const ask = id("ask");
+  let path = "";
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-post]");
+    if (!button) return;
+    path = button.dataset.post;
+    id("ask-title").textContent = button.dataset.title;
+    id("ask-text").textContent = button.dataset.text;
+    id("ask-yes").textContent = button.textContent.replace("…", "");
+    id("ask-error").textContent = "";
+    ask.showModal();
+    id("token").focus();
+  });
+  id("ask-no").addEventListener("click", () => ask.close());
+  id("ask-form").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const yes = id("ask-yes");
+    yes.disabled = true;
+    id("ask-error").textContent = "";
+    try {
+      const answer = await fetch(path, {
+        method: "POST", headers: { Authorization: `Bearer ${id("token").value}` }, signal: AbortSignal.timeout(10000),
+      });
+      const said = await answer.json();
+      if (answer.ok) {
+        ask.close();
+        did(`Done: ${yes.textContent.toLowerCase()} ${said.account || "shop " + said.shop_id}. What comes of it is shown as soon as an order has been tried.`);
+      } else {
+        if (answer.status === 401) id("token").value = "";
+        id("ask-error").textContent = answer.status === 401 ? "The token is wrong. Nothing was done." : `Not done: ${said.error}.`;
+        id("token").focus();
+      }
+    } catch {
+      id("ask-error").textContent = "packship does not answer; whether it was done is not known.";
+    } finally {
+      yes.disabled = false;
+    }
+    poll();
+  });
+  let clear;
+  const did = (text) => {
+    id("did").textContent = text;
+    clearTimeout(clear);
+    clear = setTimeout(() => { id("did").textContent = ""; }, 8000);
+  };
 })();

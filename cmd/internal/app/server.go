@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strings"
 
@@ -18,7 +19,9 @@ func (c *Connector) Handler() http.Handler {
 	mux.HandleFunc("GET /readyz", c.serveReady)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(c.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /api/status", c.serveStatus)
-	mux.HandleFunc("GET /api/orders/{tid}", c.orderHandler())
+	orderJSON, orderPage := c.orderHandlers()
+	mux.HandleFunc("GET /api/orders/{tid}", orderJSON)
+	mux.HandleFunc("GET /orders", orderPage)
 	mux.HandleFunc("GET /{$}", c.servePage)
 	mux.HandleFunc("POST /api/accounts/{name}/resume", c.admin(c.resume))
 	mux.HandleFunc("POST /api/shops/{id}/unpark", c.admin(c.unpark))
@@ -38,31 +41,55 @@ func secured(next http.Handler) http.Handler {
 	})
 }
 
-// serveHealth says that the process is alive. It does not depend on Kafka or the
-// API, since killing the process would not bring them back.
+// serveHealth says that the process is alive: its loops turn. It does not depend
+// on Kafka or the API, since killing the process would not bring them back.
 func (c *Connector) serveHealth(w http.ResponseWriter, _ *http.Request) {
-	c.mu.Lock()
-	broken, reader := c.broken, c.reader
-	c.mu.Unlock()
-	if broken != nil {
-		http.Error(w, broken.Error(), http.StatusServiceUnavailable)
+	if ok, why := c.alive(); !ok {
+		http.Error(w, why, http.StatusServiceUnavailable)
 		return
-	}
-	if reader != nil {
-		if ok, why := reader.Alive(); !ok {
-			http.Error(w, why, http.StatusServiceUnavailable)
-			return
-		}
 	}
 	writeText(w, "ok\n")
 }
 
+// alive reports whether all loops turn that exist by now, and if not, which does
+// not. What is asked here must not wait for the locks that a loop that stands
+// still may hold.
+func (c *Connector) alive() (bool, string) {
+	c.mu.Lock()
+	broken, memory, reader := c.broken, c.ledger, c.reader
+	c.mu.Unlock()
+	if broken != nil {
+		return false, broken.Error()
+	}
+	checks := []func() (bool, string){c.watchdog.alive, c.api.Alive}
+	if memory != nil {
+		checks = append(checks, memory.Alive)
+	}
+	if reader != nil {
+		checks = append(checks, reader.Alive)
+	}
+	for _, check := range checks {
+		if ok, why := check(); !ok {
+			return false, why
+		}
+	}
+	return true, ""
+}
+
+// serveReady says whether the replica does its part. A standby does, and so does
+// one whose account is halted: what there is to say of that follows the ok.
 func (c *Connector) serveReady(w http.ResponseWriter, _ *http.Request) {
 	if ok, why := c.Ready(); !ok {
 		http.Error(w, why, http.StatusServiceUnavailable)
 		return
 	}
-	writeText(w, "ok\n")
+	var text strings.Builder
+	st := c.Status()
+	fmt.Fprintf(&text, "ok\n%s\n", st.Health)
+	for _, n := range st.Notices {
+		fmt.Fprintf(&text, "%s: %s; ends: %s\n", n.Kind, n.Text, n.Ends)
+	}
+	writeText(w, text.String())
 }
 
 func (c *Connector) serveStatus(w http.ResponseWriter, _ *http.Request) {

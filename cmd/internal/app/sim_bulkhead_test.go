@@ -118,8 +118,8 @@ func (s *simulation) callsOf(keep func(*upstreamtest.Entry) bool) []upstreamtest
 	return slices.DeleteFunc(s.api.Journal().Calls(), func(e upstreamtest.Entry) bool { return !keep(&e) })
 }
 
-// pace is how many calls a second there were, from the first to the last.
-func pace(calls []upstreamtest.Entry) float64 {
+// ratePerSecond is how many calls a second there were, from the first to the last.
+func ratePerSecond(calls []upstreamtest.Entry) float64 {
 	if len(calls) < 2 {
 		return 0
 	}
@@ -164,7 +164,7 @@ func TestOutage(t *testing.T) {
 				// The first is the one that finds out.
 				back := good[0].Done
 				settled := slices.IndexFunc(good, func(e upstreamtest.Entry) bool { return e.Arrived.Sub(back) > 2*time.Second })
-				rate := pace(good[settled:])
+				rate := ratePerSecond(good[settled:])
 				s.t.Logf("outage of %s (%s) with %d orders waiting: %d calls during it, 0 failed; found over after %s, the next call %s later, 2 s later %.2f calls a second",
 					outage, mode, n, during, back.Sub(up), good[1].Arrived.Sub(back), rate)
 				if during > 15 {
@@ -239,7 +239,7 @@ func TestAccountsShareAPartition(t *testing.T) {
 		slowest, fastest := rate, 0.0
 		for i := broken; i < accounts; i++ {
 			calls := s.callsOf(func(e *upstreamtest.Entry) bool { return e.Token == token(i) })
-			got := pace(calls)
+			got := ratePerSecond(calls)
 			slowest, fastest = min(slowest, got), max(fastest, got)
 			if len(calls) != each || got < 0.97*rate || got > rate {
 				s.t.Errorf("%s: %d calls, %.3f a second; want %d within 3 %% of %g", name(i), len(calls), got, each, rate)
@@ -294,7 +294,7 @@ func TestShopsShareAnAccount(t *testing.T) {
 		p := s.startReplica(0)
 		s.until("the other shops' orders are shipped", func() bool { return p.c.Status().Counts.Shipped >= 4*each })
 		parked := s.callsOf(func(e *upstreamtest.Entry) bool { return e.Shipment.ShopID == "S0" })
-		rate := pace(s.callsOf(func(e *upstreamtest.Entry) bool { return e.Shipment.ShopID != "S0" }))
+		rate := ratePerSecond(s.callsOf(func(e *upstreamtest.Entry) bool { return e.Shipment.ShopID != "S0" }))
 		s.t.Logf("five shops, %d orders of the parked one in front: the others made %.2f calls a second of 10, the parked one %d calls", inFront, rate, len(parked))
 		if rate < 9.7 || len(parked) > 5 {
 			s.t.Errorf("%.2f calls a second, %d calls of the parked shop; want 9.7, and a few", rate, len(parked))
@@ -392,9 +392,9 @@ func TestParkedShopInFront(t *testing.T) {
 		calls := s.callsOf(func(e *upstreamtest.Entry) bool { return e.Shipment.ShopID == "S1" })
 		parked := len(s.api.Journal().Calls()) - len(calls)
 		s.t.Logf("%d orders of a parked shop in front of %d others: those were shipped in %s at %.2f calls a second of 10, the parked shop cost %d calls, the replica %.1f MiB",
-			inFront, rest, took.Round(time.Second), pace(calls), parked, float64(grown)/(1<<20))
-		if pace(calls) < 9.7 || parked > 5 {
-			s.t.Errorf("%.2f calls a second and %d calls of the parked shop, want 9.7 and a few", pace(calls), parked)
+			inFront, rest, took.Round(time.Second), ratePerSecond(calls), parked, float64(grown)/(1<<20))
+		if ratePerSecond(calls) < 9.7 || parked > 5 {
+			s.t.Errorf("%.2f calls a second and %d calls of the parked shop, want 9.7 and a few", ratePerSecond(calls), parked)
 		}
 		if grown > 64<<20 {
 			s.t.Errorf("the replica holds %d MiB", grown>>20)

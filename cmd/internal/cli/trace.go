@@ -25,7 +25,7 @@ attempts and outcomes in the ledger, the results, and dead letters. It shows
 them in the order of time, and says where the order stands and what to do.
 
 It reads all topics, which takes a while if they are large. A running connector
-answers from its ledger at once: GET /api/orders/TID.`,
+answers sooner, and does not read the results to their ends: GET /api/orders/TID.`,
 		Args: cobra.ExactArgs(1),
 		RunE: do(func(ctx context.Context, args []string) error {
 			tid := strings.TrimSpace(args[0])
@@ -69,7 +69,7 @@ func showStory(std Streams, s *life.Story) error {
 	row(w, "TIME\tWHAT\tWHERE\tDETAIL")
 	for i := range s.Timeline {
 		m := &s.Timeline[i]
-		detail := momentDetail(s, m)
+		detail := s.Detail(m)
 		if numbered && m.Shipment > 0 {
 			detail = fmt.Sprintf("no %d: %s", m.Shipment, detail)
 		}
@@ -80,52 +80,4 @@ func showStory(std Streams, s *life.Story) error {
 	}
 	std.out("\norder %s: %s\n", s.TID, strings.TrimRight(s.Standing, "."))
 	return nil
-}
-
-// momentDetail says more about a moment.
-func momentDetail(s *life.Story, m *life.Moment) string {
-	var parts []string
-	add := func(format string, args ...any) { parts = append(parts, fmt.Sprintf(format, args...)) }
-	switch m.Kind {
-	case life.KindPacked:
-		p := s.Shipments[m.Shipment-1]
-		add("event %s", m.EventID)
-		if m.RedriveOf != "" {
-			add("sent again for result %s", m.RedriveOf)
-		}
-		add("shop %s, waybill %s, carrier %s", p.ShopID, dash(p.OutSID), dash(p.CompanyCode))
-	case life.KindIntent:
-		add("round %d for event %s by %s", m.Round, m.EventID, m.Instance())
-		if m.Doubt {
-			add("an earlier attempt may have shipped")
-		}
-	case life.KindTakeover:
-		previous := life.Moment{Attempt: m.Prev}
-		add("for event %s by %s from %s, whose call has no known outcome", m.EventID, m.Instance(), previous.Instance())
-	case life.KindRelease:
-		add("reached nothing: %s", cmp.Or(m.Why, "no reason given"))
-	case life.KindOutcome:
-		add("%s", outcomeText(m))
-		add("result %s", m.ResultID)
-	case life.KindPublished:
-		add("%s", outcomeText(m))
-		add("result %s in reply to %s", m.ResultID, m.EventID)
-	case life.KindDeadLetter:
-		add("%s; see `packship dlq show %d/%d`", dash(m.Why), m.Partition, m.Offset)
-	}
-	if m.Ignored {
-		add("came too late and changes nothing")
-	}
-	return strings.Join(parts, ", ")
-}
-
-func outcomeText(m *life.Moment) string {
-	if m.Verdict == schema.Shipped {
-		return "shipped"
-	}
-	text := "failed with " + dash(m.Reason)
-	if m.MaybeShipped {
-		text += ", may be shipped all the same"
-	}
-	return text
 }

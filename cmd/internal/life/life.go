@@ -19,6 +19,8 @@ type Story struct {
 	Timeline  []Moment   `json:"timeline"`
 	// Results are the result events of all outcomes, oldest first, each once.
 	Results []json.RawMessage `json:"results"`
+	// Note says what was not searched, "" if everything was.
+	Note string `json:"note,omitempty"`
 }
 
 // Shipment is one parcel of the order, or one way in which it was tried to be
@@ -110,6 +112,10 @@ func (m *Moment) Instance() string {
 	return name
 }
 
+// RedriveMark is the header, and the field, of a packed event that name the
+// failed result that it was made from.
+const RedriveMark = "redrive_of"
+
 // Packed is a packed event that was found.
 type Packed struct {
 	*schema.Packed
@@ -118,6 +124,17 @@ type Packed struct {
 	// Ahead is how many offsets the group has still to pass before it, -1 if
 	// it has passed the record.
 	Ahead int64
+}
+
+// PackedOf returns the packed event of a record, if it is one of the order.
+func PackedOf(rec *schema.Record, tid string, ahead int64) (Packed, bool) {
+	p, err := schema.DecodePacked(rec)
+	if err != nil || p.TID != tid {
+		return Packed{}, false
+	}
+	found := Packed{Packed: p, Record: rec, Ahead: ahead}
+	found.RedriveOf, _ = rec.Header(RedriveMark)
+	return found, true
 }
 
 // Found is everything that was found of an order.

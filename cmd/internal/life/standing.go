@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"packship/producer/ledger"
 	"packship/schema"
 )
 
@@ -195,9 +194,3 @@ func (p part) sentence() string {
 
 // clock writes a time as a result event does.
 func clock(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z07:00") }
-
-// FromLedger tells the story by the ledger alone, as a running connector knows
-// it.
-func FromLedger(tid, topic string, steps []ledger.Step) Story {
-	return Tell(Found{TID: tid, LedgerTopic: topic, Steps: steps})
-}

@@ -10,12 +10,13 @@ import (
 	"slices"
 	"strings"
 
+	"packship/cmd/internal/life"
 	"packship/schema"
 )
 
 // redriveMark is the header and the field of a packed event that name the failed
 // result which it was made from.
-const redriveMark = "redrive_of"
+const redriveMark = life.RedriveMark
 
 // Change gives a field of a packed event another value; none removes the field.
 type Change struct {

@@ -87,16 +87,15 @@ func mentions(rec *schema.Record, tid string) bool {
 }
 
 func packedOf(list []life.Packed, rec *schema.Record, tid string, positions []position) []life.Packed {
-	p, err := schema.DecodePacked(rec)
-	if err != nil || p.TID != tid {
-		return list
-	}
-	found := life.Packed{Packed: p, Record: rec, Ahead: -1}
-	found.RedriveOf, _ = rec.Header(redriveMark)
+	ahead := int64(-1)
 	for _, at := range positions {
 		if at.Partition == rec.Partition && rec.Offset >= at.at {
-			found.Ahead = rec.Offset - at.at
+			ahead = rec.Offset - at.at
 		}
+	}
+	found, ok := life.PackedOf(rec, tid, ahead)
+	if !ok {
+		return list
 	}
 	return append(list, found)
 }

@@ -1,0 +1,261 @@
+package app
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+	"time"
+
+	"packship/consumer"
+	"packship/producer/ledger"
+	"packship/upstream"
+)
+
+// Health is the state of a replica in one word. Only one word fits at a time:
+// the one that an operator should see first.
+type Health string
+
+// The states of a replica, the most urgent first.
+const (
+	HealthStopping  Health = "stopping"  // it ends, because of what waiting does not mend
+	HealthJoining   Health = "joining"   // it is not ready yet, or not any more
+	HealthStuck     Health = "stuck"     // orders are overdue although nothing holds them
+	HealthHalted    Health = "halted"    // an account waits for a repair
+	HealthPaused    Health = "paused"    // a breaker is open: the API is down
+	HealthThrottled Health = "throttled" // the API asked for a pause
+	HealthWaiting   Health = "waiting"   // it is about to send, as after a takeover
+	HealthDamaged   Health = "damaged"   // the ledger has lost records, or will
+	HealthParked    Health = "parked"    // a shop waits for a repair, others go on
+	HealthStandby   Health = "standby"   // another replica sends
+	HealthSending   Health = "sending"
+	HealthIdle      Health = "idle" // it may send and has nothing to do
+)
+
+// Notice is one thing that an operator should know.
+type Notice struct {
+	Kind Health `json:"kind"`
+	// Text says what is the matter, and Ends what ends it.
+	Text string `json:"text"`
+	Ends string `json:"ends"`
+	// Account and ShopID say of what it is the matter, if of one.
+	Account string `json:"account,omitempty"`
+	ShopID  string `json:"shop_id,omitempty"`
+}
+
+// judge says how the replica is.
+func (st *Status) judge(broken error) {
+	st.Notices = []Notice{}
+	note := func(kind Health, text, ends string) *Notice {
+		st.Notices = append(st.Notices, Notice{Kind: kind, Text: text, Ends: ends})
+		return &st.Notices[len(st.Notices)-1]
+	}
+	switch {
+	case broken != nil:
+		note(HealthStopping, "packship stops: "+broken.Error(), "repair what it says and start it again")
+	case !st.Ready:
+		note(HealthJoining, "not ready: "+st.Reason, joiningEnds(st.Reason))
+	}
+	if st.OverdueCount > 0 {
+		note(HealthStuck, overdueText(st), "a person: see what it waits for, and look for it in the log; a restart is safe for all orders")
+	}
+	for i := range st.Accounts {
+		if a := &st.Accounts[i]; a.State == upstream.StateHalted {
+			note(HealthHalted, fmt.Sprintf("account %s is halted: %s. No call is made for it; its orders wait and none fails", a.Name, say(a.Reason)), accountEnds(a, st.Now)).Account = a.Name
+		}
+	}
+	for i := range st.Accounts {
+		if a := &st.Accounts[i]; a.State == upstream.StatePaused {
+			kind, text := HealthPaused, fmt.Sprintf("account %s is paused by its breaker: the API fails again and again. Orders wait and none fails", a.Name)
+			if a.Breaker == "closed" {
+				kind, text = HealthThrottled, fmt.Sprintf("account %s is throttled: the API has asked for fewer calls. Orders wait and none fails", a.Name)
+			}
+			note(kind, text, accountEnds(a, st.Now)).Account = a.Name
+		}
+	}
+	if st.Role == consumer.RoleActive && st.Ready && st.Reason != "" {
+		note(HealthWaiting, "no call is started yet: "+st.Reason, "by itself, as soon as that is over")
+	}
+	st.noteLedger(note)
+	st.noteParked(note)
+	if st.Role == consumer.RoleStandby && st.Ready {
+		note(HealthStandby, st.standbyText(), "when the sender leaves the group: then one of the others takes over within seconds")
+	}
+	st.Health = HealthIdle
+	for i := range st.Accounts {
+		if st.Accounts[i].State == upstream.StateSending {
+			st.Health = HealthSending
+		}
+	}
+	if len(st.Notices) > 0 {
+		st.Health = st.Notices[0].Kind
+	}
+}
+
+func joiningEnds(reason string) string {
+	if strings.Contains(reason, "packship topics create") {
+		return "when the topic has been created"
+	}
+	return "by itself, as soon as that is over; packship goes on trying"
+}
+
+// noteLedger notes what the ledger has lost, or will lose.
+func (st *Status) noteLedger(note func(Health, string, string) *Notice) {
+	l, ok := st.Ledger.(ledger.Status)
+	if !ok {
+		return
+	}
+	if l.Damaged != "" || l.LostBefore != "" {
+		text := "the ledger has lost records"
+		if l.Damaged != "" {
+			text += ": " + l.Damaged
+		}
+		if l.LostBefore != "" {
+			text += fmt.Sprintf(". Orders packed before %s of which nothing is known fail without a call", l.LostBefore)
+		}
+		note(HealthDamaged, text, "when the horizon has passed; look up what failed with outcome_unknown, and redrive what was not shipped")
+	}
+	if l.Unfit != "" {
+		note(HealthDamaged, "the ledger's topic will lose records: "+l.Unfit, "when its settings are right; `packship topics` says how they have to be")
+	}
+}
+
+// noteParked notes the parked shops, each by itself if they are few.
+func (st *Status) noteParked(note func(Health, string, string) *Notice) {
+	const few = 3
+	shops := st.ParkedShops
+	if len(shops) > few {
+		note(HealthParked, fmt.Sprintf("%d shops are parked. Their orders wait and none fails; other shops go on", len(shops)),
+			"one order of each is tried every now and then, or at once after an unpark")
+		return
+	}
+	for i := range shops {
+		p := &shops[i]
+		note(HealthParked, fmt.Sprintf("shop %s is parked: %s. Its orders wait and none fails; other shops go on", p.ShopID, say(p.Reason)), shopEnds(p, st.Now)).ShopID = p.ShopID
+	}
+}
+
+func (st *Status) standbyText() string {
+	for i := range st.Members {
+		if m := &st.Members[i]; m.Partitions > 0 {
+			return fmt.Sprintf("standing by: %s sends. This replica has read the ledger and sends nothing", m.Name)
+		}
+	}
+	return "standing by: another replica sends. This one has read the ledger and sends nothing"
+}
+
+func overdueText(st *Status) string {
+	o := &st.Overdue[0]
+	what := fmt.Sprintf("order %s", o.TID)
+	if o.TID == "" {
+		what = fmt.Sprintf("the record at offset %d of partition %d", o.Offset, o.Partition)
+	}
+	if more := st.OverdueCount - 1; more > 0 {
+		what += fmt.Sprintf(" and %d more", more)
+	}
+	return fmt.Sprintf("%s should have gone on %s ago although nothing holds it; it %s", what, ago(st.Now.Sub(o.Due)), o.doing(st.Now))
+}
+
+// doing says what an order that is overdue does.
+func (o *OverdueOrder) doing(now time.Time) string {
+	text := stepText(o.Step, o.Since, o.Until, now)
+	if o.Trouble != "" {
+		text += ", held up by: " + o.Trouble
+	}
+	return text
+}
+
+// accountEnds says what ends the state of an account that does not send, "" if
+// it does.
+func accountEnds(a *upstream.AccountStatus, now time.Time) string {
+	switch {
+	case a.State == upstream.StateHalted && a.Probing:
+		return "one order is being tried: if the API takes it, the account goes on"
+	case a.State == upstream.StateHalted && a.Until != nil:
+		return fmt.Sprintf("one order is tried in %s, or at once after a new token or a resume", ago(a.Until.Sub(now)))
+	case a.State == upstream.StatePaused && a.Probing:
+		return "one order is trying the API: if it answers, the account goes on"
+	case a.State == upstream.StatePaused && a.Breaker != "closed" && a.Until != nil:
+		return fmt.Sprintf("one order tries the API in %s", ago(a.Until.Sub(now)))
+	case a.State == upstream.StatePaused && a.Until != nil:
+		return fmt.Sprintf("in %s by itself, or at once after a resume; the rate climbs back little by little", ago(a.Until.Sub(now)))
+	default:
+		return ""
+	}
+}
+
+// shopEnds says what ends the parking of a shop.
+func shopEnds(p *upstream.ParkedShop, now time.Time) string {
+	first := ""
+	if p.URL != "" {
+		first = "its owner authorises it, then "
+	}
+	if p.Probing || p.Until == nil {
+		return first + "its next order is tried: if the API takes it, the shop goes on"
+	}
+	return fmt.Sprintf("%sone order is tried in %s, or at once after an unpark", first, ago(p.Until.Sub(now)))
+}
+
+// sentence says where the oldest order stands.
+func (o *OldestOrder) sentence(now time.Time) string {
+	switch {
+	case o.Held:
+		return "waits because its shop is parked or its account is halted"
+	case o.Step == "":
+		return "is about to be handled"
+	default:
+		return stepText(o.Step, o.Since, o.Until, now)
+	}
+}
+
+// stepText says what an order does, as the rest of a sentence.
+func stepText(step consumer.Step, since, until, now time.Time) string {
+	text := map[consumer.Step]string{
+		consumer.StepGate:    "waits until this replica may start calls",
+		consumer.StepTurn:    "waits for its turn",
+		consumer.StepClaim:   "waits for the ledger to take its intent",
+		consumer.StepCall:    "is being called for",
+		consumer.StepSettle:  "waits for the ledger to take its outcome",
+		consumer.StepRest:    "rests before its next attempt",
+		consumer.StepOther:   "waits until an earlier attempt can no longer take effect",
+		consumer.StepPublish: "waits for the result topic to take its result",
+		consumer.StepBury:    "waits for the dead letters to take it",
+	}[step]
+	text = cmp.Or(text, "is being handled")
+	if !since.IsZero() {
+		text += ", since " + ago(now.Sub(since))
+	}
+	if until.After(now) {
+		text += ", for another " + ago(until.Sub(now))
+	}
+	return text
+}
+
+// say makes a reason readable: the words are the names of the table of answers.
+func say(reason string) string { return strings.ReplaceAll(reason, "_", " ") }
+
+// ago writes a duration for people, in at most two units.
+func ago(d time.Duration) string {
+	d = max(0, d)
+	switch {
+	case d < time.Second:
+		return "less than 1 s"
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", d/time.Second)
+	case d < 10*time.Minute:
+		return units(d, time.Minute, "min", time.Second, "s")
+	case d < time.Hour:
+		return fmt.Sprintf("%d min", d/time.Minute)
+	case d < 24*time.Hour:
+		return units(d, time.Hour, "h", time.Minute, "min")
+	default:
+		return units(d, 24*time.Hour, "d", time.Hour, "h")
+	}
+}
+
+func units(d, large time.Duration, largeName string, small time.Duration, smallName string) string {
+	text := fmt.Sprintf("%d %s", d/large, largeName)
+	if rest := d % large / small; rest > 0 {
+		text += fmt.Sprintf(" %d %s", rest, smallName)
+	}
+	return text
+}

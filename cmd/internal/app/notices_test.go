@@ -1,0 +1,139 @@
+package app
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"packship/consumer"
+	"packship/producer/ledger"
+	"packship/upstream"
+)
+
+var night = time.Date(2026, 11, 25, 3, 0, 0, 0, time.UTC)
+
+func in(d time.Duration) *time.Time {
+	at := night.Add(d)
+	return &at
+}
+
+// TestHealth tells the states of a replica apart: each has a word, and a notice
+// that says what ends it.
+func TestHealth(t *testing.T) {
+	account := func(change func(*upstream.AccountStatus)) func(*Status) {
+		return func(st *Status) { change(&st.Accounts[0]) }
+	}
+	tests := map[string]struct {
+		change func(*Status)
+		broken error
+		want   Health
+		text   string // of the first notice
+		ends   string
+	}{
+		"idle":    {func(*Status) {}, nil, HealthIdle, "", ""},
+		"sending": {account(func(a *upstream.AccountStatus) { a.State = upstream.StateSending }), nil, HealthSending, "", ""},
+		"halted": {account(func(a *upstream.AccountStatus) {
+			a.State, a.Reason, a.Until = upstream.StateHalted, "access_token_invalid", in(4*time.Minute)
+		}), nil, HealthHalted, "account default is halted: access token invalid", "one order is tried in 4 min, or at once after a new token or a resume"},
+		"halted, tried": {account(func(a *upstream.AccountStatus) {
+			a.State, a.Reason, a.Probing = upstream.StateHalted, "access_token_invalid", true
+		}), nil, HealthHalted, "halted", "one order is being tried: if the API takes it, the account goes on"},
+		"breaker open": {account(func(a *upstream.AccountStatus) {
+			a.State, a.Reason, a.Breaker, a.Until = upstream.StatePaused, "breaker_open", "open", in(12*time.Second)
+		}), nil, HealthPaused, "account default is paused by its breaker", "one order tries the API in 12 s"},
+		"breaker half-open": {account(func(a *upstream.AccountStatus) {
+			a.State, a.Reason, a.Breaker, a.Probing = upstream.StatePaused, "breaker_half_open", "half_open", true
+		}), nil, HealthPaused, "paused by its breaker", "one order is trying the API: if it answers, the account goes on"},
+		"throttled": {account(func(a *upstream.AccountStatus) {
+			a.State, a.Reason, a.Until = upstream.StatePaused, "throttled", in(3*time.Second)
+		}), nil, HealthThrottled, "account default is throttled", "in 3 s by itself"},
+		"parked": {func(st *Status) {
+			st.ParkedShops = []upstream.ParkedShop{{ShopID: "77", Reason: "shop_not_authorized", Until: in(time.Minute), URL: "https://auth.example/secret"}}
+		}, nil, HealthParked, "shop 77 is parked: shop not authorized", "its owner authorises it, then one order is tried in 1 min, or at once after an unpark"},
+		"many parked": {func(st *Status) { st.ParkedShops = make([]upstream.ParkedShop, 10_000) }, nil, HealthParked, "10000 shops are parked", "one order of each"},
+		"stuck": {func(st *Status) {
+			o := OverdueOrder{Due: night.Add(-2 * time.Minute)}
+			o.TID, o.Step, o.Since = "3941893279420000001", consumer.StepPublish, night.Add(-3*time.Minute)
+			st.Overdue, st.OverdueCount = []OverdueOrder{o}, 3
+		}, nil, HealthStuck, "order 3941893279420000001 and 2 more should have gone on 2 min ago although nothing holds it; it waits for the result topic to take its result, since 3 min", "a restart is safe"},
+		"standby": {func(st *Status) {
+			st.Role, st.Members = consumer.RoleStandby, []consumer.Member{{Name: "b"}, {Name: "a", Partitions: 3}}
+		}, nil, HealthStandby, "standing by: a sends", "when the sender leaves the group"},
+		"joining":  {func(st *Status) { st.Ready, st.Reason = false, "waiting for kafka: refused" }, nil, HealthJoining, "not ready: waiting for kafka: refused", "goes on trying"},
+		"handover": {func(st *Status) { st.Reason = "handover" }, nil, HealthWaiting, "no call is started yet: handover", "by itself"},
+		"damaged": {func(st *Status) {
+			st.Ledger = ledger.Status{Damaged: "truncated", LostBefore: "2026-11-24T00:00:00Z"}
+		}, nil, HealthDamaged, "the ledger has lost records: truncated. Orders packed before 2026-11-24T00:00:00Z", "horizon"},
+		"unfit":  {func(st *Status) { st.Ledger = ledger.Status{Unfit: "it is compacted"} }, nil, HealthDamaged, "will lose records: it is compacted", "packship topics"},
+		"broken": {func(st *Status) { st.Ready = false }, errors.New("no topic"), HealthStopping, "packship stops: no topic", "start it again"},
+		"the worst comes first": {func(st *Status) {
+			st.Accounts[0].State, st.Accounts[0].Until = upstream.StateHalted, in(0)
+			st.ParkedShops = make([]upstream.ParkedShop, 1)
+		}, nil, HealthHalted, "halted", "less than 1 s"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			st := Status{
+				Now: night, Ready: true, Role: consumer.RoleActive,
+				Accounts: []upstream.AccountStatus{{Name: "default", State: upstream.StateIdle, Breaker: "closed"}},
+			}
+			tt.change(&st)
+			st.judge(tt.broken)
+			if st.Health != tt.want {
+				t.Errorf("health %s, want %s", st.Health, tt.want)
+			}
+			first := Notice{}
+			if len(st.Notices) > 0 {
+				first = st.Notices[0]
+			}
+			if !strings.Contains(first.Text, tt.text) || !strings.Contains(first.Ends, tt.ends) || (tt.text == "") != (first.Text == "") {
+				t.Errorf("notice %+v, want %q and %q", first, tt.text, tt.ends)
+			}
+			for _, n := range st.Notices {
+				if n.Ends == "" {
+					t.Errorf("notice %q does not say what ends it", n.Text)
+				}
+				if strings.Contains(n.Text+n.Ends, "secret") {
+					t.Errorf("notice %+v has the authorisation link, and /readyz shows it", n)
+				}
+			}
+		})
+	}
+}
+
+func TestAgo(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second:                      "less than 1 s",
+		999 * time.Millisecond:            "less than 1 s",
+		12 * time.Second:                  "12 s",
+		4 * time.Minute:                   "4 min",
+		4*time.Minute + 5*time.Second:     "4 min 5 s",
+		59*time.Minute + 59*time.Second:   "59 min",
+		2*time.Hour + 13*time.Minute:      "2 h 13 min",
+		3*24*time.Hour + 4*time.Hour + 59: "3 d 4 h",
+	} {
+		if got := ago(d); got != want {
+			t.Errorf("%s: %q, want %q", d, got, want)
+		}
+	}
+}
+
+// TestDrain checks when partitions that share a rate are done.
+func TestDrain(t *testing.T) {
+	st := Status{Accounts: []upstream.AccountStatus{{State: upstream.StateSending, Rate: 10}, {State: upstream.StateHalted, Rate: 10, Waiting: 5}}}
+	st.measure([]consumer.PartitionStatus{{Waiting: 100, Shelved: 7}, {Waiting: 10}, {}})
+	for i, want := range []float64{11, 2, 0} {
+		if got := st.Partitions[i].DrainSeconds; got == nil || *got != want {
+			t.Errorf("partition %d is drained in %v, want %g s", i, got, want)
+		}
+	}
+	if b := st.Backlog; b.Waiting != 105 || b.Held != 12 || b.DrainSeconds == nil || *b.DrainSeconds != 10.5 {
+		t.Errorf("backlog %+v, want 105 waiting and 7+5 held", b)
+	}
+	st = Status{Accounts: []upstream.AccountStatus{{State: upstream.StatePaused, Rate: 10}}}
+	st.measure([]consumer.PartitionStatus{{Waiting: 1}})
+	if st.Backlog.DrainSeconds != nil || st.Partitions[0].DrainSeconds != nil {
+		t.Error("there is a time at which it is drained, although nobody sends")
+	}
+}

@@ -1,0 +1,99 @@
+package app
+
+import (
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"packship/consumer"
+	"packship/upstream"
+)
+
+// TestPageEscapes shows a status whose every text is a piece of a page.
+func TestPageEscapes(t *testing.T) {
+	const piece = `"><script>alert('x')</script>` + "`<b>`"
+	st := Status{
+		Now: night, Role: piece, Reason: piece, Health: piece, Instance: piece, Version: piece,
+		Notices:  []Notice{{Kind: HealthHalted, Text: piece, Ends: piece, Account: piece}, {Kind: HealthParked, Text: piece, ShopID: piece}},
+		Members:  []consumer.Member{{Name: piece, Host: piece}},
+		Accounts: []upstream.AccountStatus{{Name: piece, State: piece, Reason: piece, Since: in(0), Breaker: piece, Recent: make([]int, 120)}},
+		ParkedShops: []upstream.ParkedShop{
+			{ShopID: piece, Account: piece, Reason: piece, URL: "javascript:alert(1)//" + piece},
+			{ShopID: "1", URL: `https://auth.example/?a=1&b="` + piece},
+		},
+		Failures:    map[string]int64{piece: 1},
+		OldestOrder: &OldestOrder{TID: piece, ShopID: piece, Standing: piece},
+		Overdue:     []OverdueOrder{{UnderWay: consumer.UnderWay{TID: piece, ShopID: piece, Trouble: piece}, Due: night}}, OverdueCount: 12,
+	}
+	c := newConnector(t, nil)
+	for name, view := range map[string]any{
+		"page": &pageView{Status: st, Actions: true}, "orders": &orderView{TID: piece, Trouble: piece},
+	} {
+		w := httptest.NewRecorder()
+		c.render(w, 200, name, view)
+		text := strings.Replace(w.Body.String(), "<script>"+pageJS+"</script>", "", 1)
+		if w.Code != 200 || !strings.Contains(text, "</html>") {
+			t.Fatalf("%s: %d, not to its end:\n%s", name, w.Code, text)
+		}
+		for _, bad := range []string{"<script", "<b>`", "javascript:", "alert(1)"} {
+			if strings.Contains(text, bad) {
+				t.Errorf("%s holds %s:\n%s", name, bad, text)
+			}
+		}
+		if !strings.Contains(text, "&lt;script&gt;") {
+			t.Errorf("%s does not show the texts at all", name)
+		}
+	}
+}
+
+// TestPageOfMany shows no more rows than a person reads.
+func TestPageOfMany(t *testing.T) {
+	st := Status{Now: night, ParkedShops: make([]upstream.ParkedShop, 10_000)}
+	w := httptest.NewRecorder()
+	newConnector(t, nil).render(w, 200, "page", &pageView{Status: st})
+	if n := strings.Count(w.Body.String(), `data-label="reason"`); n != maxParkedRows {
+		t.Errorf("%d parked shops are shown, want %d", n, maxParkedRows)
+	}
+	if !strings.Contains(w.Body.String(), "and 9\u202f950 more") {
+		t.Error("the page does not say that there are more")
+	}
+}
+
+func TestChart(t *testing.T) {
+	a := upstream.AccountStatus{Limit: 10, PerSecond: 9.8, Recent: make([]int, 120)}
+	a.Recent[118], a.Recent[119] = 50, 25
+	c := chartOf(a)
+	if c.Limit <= 0 || c.Limit >= 100 || c.Now != 9.8 {
+		t.Errorf("got %+v", c)
+	}
+	if want := "M0 100H5"; !strings.HasPrefix(c.Line, want) {
+		t.Errorf("the line is %s, want it to begin with %s", c.Line, want)
+	}
+	if !strings.HasSuffix(c.Line, "V13H595V56.5H600") {
+		t.Errorf("the line is %s; want ten a second, which is the limit, and then half of it", c.Line)
+	}
+	if !strings.Contains(c.Label, "now 9.8, at most 10, the limit is 10") {
+		t.Errorf("the label is %q", c.Label)
+	}
+	if c := chartOf(upstream.AccountStatus{}); c.Line != "" {
+		t.Errorf("without anything: %+v", c)
+	}
+}
+
+func TestGrouped(t *testing.T) {
+	for n, want := range map[int64]string{0: "0", 999: "999", 1000: "1\u202f000", -1234567: "-1\u202f234\u202f567"} {
+		if got := grouped(n); got != want {
+			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+	for f, want := range map[float64]string{0: "0", 9.83: "9.8", 10: "10", 99.96: "100", 1234.4: "1\u202f234"} {
+		if got := perSecond(f); got != want {
+			t.Errorf("%g: %q, want %q", f, got, want)
+		}
+	}
+	seconds := time.Hour.Seconds()
+	if got := drainedText(&seconds, 1); got != "drained in about 1 h" {
+		t.Errorf("got %q", got)
+	}
+}
