@@ -113,6 +113,18 @@ func (t *table) callKinds() []callKind {
 	return slices.Compact(kinds)
 }
 
+// failureClasses lists the classes that a failed order may have.
+func (t *table) failureClasses() []string {
+	var classes []string
+	for _, r := range t.rows {
+		if r.effect != schema.EffectShipped {
+			classes = append(classes, r.class)
+		}
+	}
+	slices.Sort(classes)
+	return slices.Compact(classes)
+}
+
 // haltReasons lists the reasons for which an account can be halted.
 func (t *table) haltReasons() []string {
 	reasons := []string{reasonRedirect, reasonCode204}

@@ -11,6 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace/noop"
+
 	"packship/schema"
 )
 
@@ -19,6 +22,7 @@ import (
 type Upstream struct {
 	cfg       Config
 	transport *http.Transport
+	endpoint  []attribute.KeyValue // of the spans
 	metrics   *metrics
 	accounts  []*account
 	byShop    map[string]*account
@@ -42,7 +46,10 @@ func New(cfg Config) (*Upstream, error) {
 	if cfg.Carriers == nil {
 		cfg.Carriers = builtIn
 	}
-	u := &Upstream{cfg: cfg, byShop: map[string]*account{}}
+	if cfg.Tracer == nil {
+		cfg.Tracer = noop.Tracer{}
+	}
+	u := &Upstream{cfg: cfg, byShop: map[string]*account{}, endpoint: endpoint(cfg.URL)}
 	u.transport = newTransport(&u.cfg)
 	var err error
 	if u.metrics, err = newMetrics(cfg.Registerer, cfg.Accounts); err != nil {
@@ -140,6 +147,9 @@ func (u *Upstream) Admit(ctx context.Context, p *schema.Packed, again bool) (*Tu
 		return nil, fmt.Errorf("upstream: admit %s: %w", p.TID, ctx.Err())
 	}
 }
+
+// Classes returns the classes of failures that an answer of the API may have.
+func Classes() []string { return answers.failureClasses() }
 
 // Backoff returns the pause before the n-th retry of an order, n from 1. It
 // doubles from one to the next up to a bound, and is drawn from the upper half,
@@ -271,7 +281,9 @@ func (t *Turn) Send(gate context.Context, startBy time.Time) schema.Answer {
 		l := newLaunch(ready, a.pacer, func() bool { return a.depart(t) })
 		x := u.do(ready, l, token, contentType, body)
 		if x.left {
-			return a.conclude(t, x, l)
+			answer := a.conclude(t, x, l)
+			u.traceCall(gate, t, x, l, answer)
+			return answer
 		}
 		why := context.Cause(ready)
 		switch {

@@ -32,7 +32,8 @@ type world struct {
 	cluster  *kfake.Cluster // nil with real brokers
 	sim      *upstreamtest.Simulator
 	settings Settings
-	kafka    *Kafka // the test's own connection
+	kafka    *Kafka       // the test's own connection
+	logger   *slog.Logger // of the replicas; nil is the test's output
 }
 
 const (
@@ -115,7 +116,11 @@ func (w *world) start() *replica {
 func (w *world) launch(s Settings) *replica {
 	w.t.Helper()
 	addr := make(chan net.Addr, 1)
-	c, err := New(s, Options{Logger: testLogger(w.t), Serving: func(a net.Addr) { addr <- a }})
+	logger := w.logger
+	if logger == nil {
+		logger = testLogger(w.t)
+	}
+	c, err := New(s, Options{Logger: logger, Serving: func(a net.Addr) { addr <- a }})
 	if err != nil {
 		w.t.Fatal(err)
 	}
