@@ -46,6 +46,9 @@ type account struct {
 	state     gobreaker.State // the breaker's, as last reported
 	openUntil time.Time
 	onTrial   bool // a call is trying the half-open breaker
+	// unreached is true while calls find no connection, so that this is logged
+	// once and not every time.
+	unreached bool
 	// shopFaults is when the platform last failed for a shop.
 	shopFaults map[string]time.Time
 
@@ -396,7 +399,11 @@ func (a *account) giveUp(t *Turn, trouble error) schema.Answer {
 		answer.Reason, answer.Wait, result = reasonUnreachable, a.cfg.RetryBackoff, errFault
 		answer.Advice = "The API cannot be reached: check the URL and the network."
 		a.metrics.unreachable.WithLabelValues(a.name).Inc()
-		a.note(a.logger.Debug, "api not reached", "tid", t.packed.TID, "err", trouble)
+		log := a.logger.Debug
+		if !a.unreached {
+			log, a.unreached = a.logger.Warn, true
+		}
+		a.note(log, "api not reached", "tid", t.packed.TID, "err", trouble)
 	}
 	a.over(t, result)
 	a.dispatch()
@@ -411,6 +418,10 @@ func (a *account) conclude(t *Turn, x exchange, l *launch) schema.Answer {
 	a.metrics.called(a.name, &f, x.took)
 	a.mu.Lock()
 	defer a.unlock()
+	if a.unreached {
+		a.unreached = false
+		a.note(a.logger.Info, "api reached again")
+	}
 	a.spend(t.packed.ShopID, f.Exchange)
 	a.prepare = (7*a.prepare + arrived.Sub(t.granted)) / 8
 	if f.source == "" {
@@ -432,7 +443,9 @@ func (a *account) conclude(t *Turn, x exchange, l *launch) schema.Answer {
 	// its order.
 	f.Counted = f.Reached && f.Action != schema.ActHold && a.state == gobreaker.StateClosed
 	if !f.Answered {
-		a.note(a.logger.Debug, "call not answered", "tid", t.packed.TID, "http_status", x.status, "err", x.err)
+		// Each of them may have been paid for and has to be followed up; the
+		// breaker sees to it that they are few.
+		a.note(a.logger.Warn, "call not answered", "tid", t.packed.TID, "http_status", x.status, "err", x.err)
 	}
 	a.dispatch()
 	return f.Answer
@@ -632,9 +645,11 @@ func (a *account) readToken() {
 			a.note(a.logger.Warn, "token file not usable", "err", err)
 		}
 		a.fileTrouble = err.Error()
+		a.metrics.noToken.WithLabelValues(a.name).Set(1)
 		return
 	}
 	a.fileTrouble = ""
+	a.metrics.noToken.WithLabelValues(a.name).Set(0)
 	if token == a.token {
 		return
 	}

@@ -26,6 +26,7 @@ type metrics struct {
 	unreachable  *prometheus.CounterVec
 	unrecognised *prometheus.CounterVec
 	mismatches   prometheus.Counter
+	noToken      *prometheus.GaugeVec
 }
 
 func newMetrics(reg prometheus.Registerer, accounts []Account) (*metrics, error) {
@@ -57,9 +58,10 @@ func newMetrics(reg prometheus.Registerer, accounts []Account) (*metrics, error)
 			Name: "packship_waybill_mismatches_total", Help: "Waybill numbers that do not look like their carrier's and were sent all the same.",
 		}),
 	}
+	m.noToken = gauge("token_file_unusable", "1 while the token file of the account cannot be used, and the last token that it held is.", "account")
 	for _, c := range []prometheus.Collector{
 		m.calls, m.duration, m.inFlight, m.breaker, m.throttled, m.slotWait, m.window, m.withheld,
-		m.halted, m.parked, m.unreachable, m.unrecognised, m.mismatches,
+		m.halted, m.parked, m.unreachable, m.unrecognised, m.mismatches, m.noToken,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("upstream: register metrics: %w", err)
@@ -80,7 +82,7 @@ func (m *metrics) zero(account string) {
 	for _, vec := range []*prometheus.CounterVec{m.withheld, m.unreachable, m.unrecognised} {
 		vec.WithLabelValues(account)
 	}
-	for _, vec := range []*prometheus.GaugeVec{m.inFlight, m.breaker, m.window} {
+	for _, vec := range []*prometheus.GaugeVec{m.inFlight, m.breaker, m.window, m.noToken} {
 		vec.WithLabelValues(account)
 	}
 	m.slotWait.WithLabelValues(account)
