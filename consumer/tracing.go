@@ -9,6 +9,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 
 	"packship/schema"
 )
@@ -39,6 +40,9 @@ func (traceHeaders) Keys() []string { return propagation.TraceContext{}.Fields()
 // to those who follow messages by their links.
 func (s *Shipper) startSpan(ctx context.Context, rec *schema.Record, p *schema.Packed) (context.Context, trace.Span) {
 	ctx = propagation.TraceContext{}.Extract(ctx, traceHeaders{rec})
+	if s.cfg.Tracer == nil {
+		return ctx, noop.Span{}
+	}
 	attributes := []attribute.KeyValue{
 		semconv.MessagingSystemKafka,
 		semconv.MessagingOperationName("process"),
@@ -67,6 +71,9 @@ func (s *Shipper) startSpan(ctx context.Context, rec *schema.Record, p *schema.P
 // endSpan ends the span of a record that was not seen through to the end if err
 // is not nil: it goes on elsewhere, or later.
 func endSpan(span trace.Span, err error) {
+	if !span.IsRecording() {
+		return
+	}
 	if err != nil {
 		span.SetAttributes(attribute.String("packship.outcome", "interrupted"))
 		span.AddEvent("interrupted", trace.WithAttributes(attribute.String("packship.cause", err.Error())))
@@ -77,6 +84,9 @@ func endSpan(span trace.Span, err error) {
 // traceClaim notes under which attempt the order is called for, and which one
 // that takes over from.
 func traceClaim(span trace.Span, hold schema.Hold, prev string) {
+	if !span.IsRecording() {
+		return
+	}
 	attempt := attribute.String("packship.attempt", hold.Attempt)
 	attributes := []attribute.KeyValue{attempt, attribute.Int("packship.round", hold.Round), attribute.Bool("packship.in_doubt", hold.Doubt)}
 	if prev != "" {
@@ -88,6 +98,9 @@ func traceClaim(span trace.Span, hold schema.Hold, prev string) {
 
 // traceAnswer notes what one attempt came to.
 func traceAnswer(span trace.Span, a schema.Answer) {
+	if !span.IsRecording() {
+		return
+	}
 	span.AddEvent("answered", trace.WithAttributes(
 		attribute.String("packship.reason", a.Reason),
 		attribute.String("packship.effect", a.Effect.String()),
@@ -98,6 +111,9 @@ func traceAnswer(span trace.Span, a schema.Answer) {
 // traceOutcome notes what is published for the record. A failed order fails the
 // span, so that it can be found among the others.
 func traceOutcome(span trace.Span, o schema.Outcome, attempts int) {
+	if !span.IsRecording() {
+		return
+	}
 	span.SetAttributes(
 		attribute.String("packship.outcome", string(o.Verdict)),
 		attribute.String("packship.result_id", o.ResultID),

@@ -151,3 +151,21 @@ func TestShipperCounts(t *testing.T) {
 		}
 	})
 }
+
+func TestAttemptsOf(t *testing.T) {
+	for event, want := range map[string]int{
+		`{"attempts":1,"reconciled":false}`:                      1,
+		`{"msg":"\"attempts\":7","attempts":12}`:                 12,
+		`{"msg":"\\","tid":"\"attempts\"","attempts":0,"x":[3]}`: 0,
+		`{}`: 0,
+	} {
+		if got := attemptsOf(schema.Outcome{Event: []byte(event)}); got != want {
+			t.Errorf("%s: %d attempts, want %d", event, got, want)
+		}
+	}
+	s := schema.Shipment{ShopID: "1", TID: "2", Split: "0", OutSID: "SF1", CompanyCode: "SF"}
+	o, err := (&schema.Result{ShopID: "1", TID: "2", Attempts: 345}).Outcome(&s, 1, time.Now())
+	if got := attemptsOf(o); err != nil || got != 345 {
+		t.Errorf("%s: %d attempts, %v; want 345", o.Event, got, err)
+	}
+}

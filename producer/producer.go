@@ -13,7 +13,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/segmentio/kafka-go"
 	"go.opentelemetry.io/otel/trace"
-	"go.opentelemetry.io/otel/trace/noop"
 
 	"packship/producer/internal/outage"
 	"packship/schema"
@@ -53,9 +52,6 @@ type Producer struct {
 func New(cfg Config) (*Producer, error) {
 	if cfg.Client == nil || cfg.Logger == nil {
 		return nil, errors.New("producer: a client and a logger are needed")
-	}
-	if cfg.Tracer == nil {
-		cfg.Tracer = noop.Tracer{}
 	}
 	p := &Producer{
 		cfg:       cfg,

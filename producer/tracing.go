@@ -9,6 +9,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 
 	"packship/schema"
 )
@@ -19,6 +20,9 @@ import (
 // startSend begins the span of one record on its way to a topic. It is what a
 // reader of the record links to.
 func (p *Producer) startSend(ctx context.Context, topic string, attributes ...attribute.KeyValue) (context.Context, trace.Span) {
+	if p.cfg.Tracer == nil {
+		return ctx, noop.Span{}
+	}
 	attributes = append(attributes,
 		semconv.MessagingSystemKafka,
 		semconv.MessagingOperationName("send"),
@@ -36,6 +40,9 @@ func resultAttributes(pub *schema.Publication) []attribute.KeyValue {
 // endSend ends the span of a record that was appended, or given up if err is
 // not nil.
 func endSend(span trace.Span, partition int, offset int64, err error) {
+	if !span.IsRecording() {
+		return
+	}
 	if err != nil {
 		span.SetAttributes(semconv.ErrorTypeKey.String("given_up"))
 		span.SetStatus(codes.Error, err.Error())

@@ -42,6 +42,9 @@ func endpoint(full string) []attribute.KeyValue {
 //
 // The API is a stranger's, so the trace context is not sent to it.
 func (u *Upstream) traceCall(order context.Context, t *Turn, x exchange, l *launch, a schema.Answer) {
+	if u.cfg.Tracer == nil {
+		return
+	}
 	_, left := l.times()
 	_, span := u.cfg.Tracer.Start(order, "POST", trace.WithSpanKind(trace.SpanKindClient),
 		trace.WithTimestamp(left), trace.WithAttributes(u.endpoint...))

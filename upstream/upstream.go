@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/trace/noop"
 
 	"packship/schema"
 )
@@ -45,9 +44,6 @@ func New(cfg Config) (*Upstream, error) {
 	}
 	if cfg.Carriers == nil {
 		cfg.Carriers = builtIn
-	}
-	if cfg.Tracer == nil {
-		cfg.Tracer = noop.Tracer{}
 	}
 	u := &Upstream{cfg: cfg, byShop: map[string]*account{}, endpoint: endpoint(cfg.URL)}
 	u.transport = newTransport(&u.cfg)

@@ -142,18 +142,20 @@ func newTelemetry(s signals, process string, registry *prometheus.Registry, log 
 	if s.traces == transferNone && s.metrics == transferNone {
 		return t
 	}
-	var err error
-	t.resource, err = resource.New(context.Background(),
-		resource.WithAttributes(
+	t.resource = resource.Default()
+	for _, more := range []*resource.Resource{
+		resource.NewSchemaless(
 			semconv.ServiceName("packship"),
 			semconv.ServiceVersion(BuildInfo().Version),
 			semconv.ServiceInstanceID(process),
 		),
-		resource.WithTelemetrySDK(),
-		resource.WithFromEnv(), // the last one counts
-	)
-	if err != nil {
-		log.Warn("a variable of OpenTelemetry has no effect", "detail", "OTEL_RESOURCE_ATTRIBUTES is understood in part", "err", err)
+		resource.Environment(), // what is said there counts more
+	} {
+		merged, err := resource.Merge(t.resource, more)
+		if err != nil {
+			log.Warn("what this process is called is told in part", "err", err)
+		}
+		t.resource = merged
 	}
 	if s.traces != transferNone {
 		// It has no processor, and so does nothing, before run.

@@ -478,6 +478,28 @@ func TestReadSignals(t *testing.T) {
 	}
 }
 
+// TestResource: what the environment says of the process counts more than what
+// packship says of itself.
+func TestResource(t *testing.T) {
+	t.Setenv("OTEL_SERVICE_NAME", "shipping")
+	t.Setenv("OTEL_RESOURCE_ATTRIBUTES", "service.version=7,team=erp")
+	tel := newTelemetry(signals{metrics: transferHTTP}, "p-1", prometheus.NewRegistry(), testLogger(t))
+	got := map[string]string{}
+	for _, a := range tel.resource.Attributes() {
+		got[string(a.Key)] = a.Value.String()
+	}
+	for key, want := range map[string]string{
+		"service.name": "shipping", "service.version": "7", "team": "erp", "service.instance.id": "p-1", "telemetry.sdk.language": "go",
+	} {
+		if got[key] != want {
+			t.Errorf("%s is %q, want %q", key, got[key], want)
+		}
+	}
+	if tel.tracer() != nil {
+		t.Error("somebody traces although only metrics are asked for")
+	}
+}
+
 // TestTraceHandler finds the trace of a line in it, and nothing where there is
 // none.
 func TestTraceHandler(t *testing.T) {
