@@ -47,6 +47,7 @@
 //	feature.go   the grammar of the feature field
 //	carrier.go   the carrier catalogue
 //	metrics.go   metrics
+//	tracing.go   the span of a call
 //
 // The data is in codes.csv (the answers of the API), rows.csv (what they say of
 // an attempt) and carriers.yaml.
