@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	bridge "go.opentelemetry.io/contrib/bridges/prometheus"
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/exporters/otlp/otlpmetric/otlpmetricgrpc"
 	"go.opentelemetry.io/otel/exporters/otlp/otlpmetric/otlpmetrichttp"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
@@ -178,6 +179,13 @@ const flushLimit = 2 * time.Second
 // run exports until life stops it. An exporter that cannot be made is told of
 // and left out.
 func (t *telemetry) run(ctx context.Context, life *lifecycle) {
+	if t.resource == nil {
+		return // nothing is asked for
+	}
+	// What is left to the SDK's own handler, which prints it among the log's
+	// lines, are exports that a stop has cut off. There is one handler in a
+	// process.
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { t.log.Debug("opentelemetry", "err", err) }))
 	exporting, cut := context.WithCancel(context.WithoutCancel(ctx))
 	var shutdowns []func(context.Context) error
 	if t.spans != nil {
