@@ -69,6 +69,7 @@
 //	handler.go    Handler, Blocker
 //	ports.go      Ledger, Upstream, Publisher: what the Shipper needs
 //	shipper.go    Shipper: what happens to one order
+//	tracing.go    what an order's span says
 //
 // # Non-obvious
 //

@@ -22,6 +22,7 @@ type metrics struct {
 	generation prometheus.Gauge
 	gateOpen   prometheus.GaugeFunc
 	crossed    prometheus.Counter
+	failures   *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer, topic string, gateOpen func() bool) (*metrics, error) {
@@ -73,11 +74,20 @@ func newMetrics(reg prometheus.Registerer, topic string, gateOpen func() bool) (
 			Name: "packship_order_in_two_partitions_total",
 			Help: "Times an order met records of itself from another partition; its producer does not key by tid.",
 		}),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "packship_consumer_request_failures_total",
+			Help: "Requests to Kafka for the group, its records and its offsets that failed and were tried again.",
+		}, []string{"request"}),
+	}
+	for _, request := range []string{
+		requestFetch, requestRecall, requestTakeUp, requestCatchUp, requestCommit, requestLastCommit, requestJoin,
+	} {
+		m.failures.WithLabelValues(request)
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{
 		m.consumed, m.lag, m.oldest, m.lastCommit, m.skipped,
-		m.rebalances, m.assigned, m.generation, m.gateOpen, m.crossed,
+		m.rebalances, m.assigned, m.generation, m.gateOpen, m.crossed, m.failures,
 	} {
 		errs = append(errs, reg.Register(c))
 	}

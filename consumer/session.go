@@ -172,7 +172,7 @@ func (c *Consumer) attend(s *session) {
 	}
 	var opening sync.WaitGroup
 	defer opening.Wait()
-	tr := trouble{log: c.log, what: "take up partitions"}
+	tr := c.trouble(c.log, requestTakeUp)
 	for missing, opened := s.partitions, false; ; {
 		var err error
 		missing, err = c.takeUp(s, missing)
@@ -202,7 +202,7 @@ func (c *Consumer) attend(s *session) {
 // ledger, and, if it has partitions that may have been another's a moment ago,
 // one window of the rate limit has passed.
 func (c *Consumer) openGate(s *session) {
-	tr := trouble{log: c.log, what: "catch up with the ledger"}
+	tr := c.trouble(c.log, requestCatchUp)
 	for c.cfg.CatchUp != nil {
 		c.setReason(s, "waiting for the ledger")
 		err := c.cfg.CatchUp(s.ctx)
@@ -504,7 +504,7 @@ func (c *Consumer) tenuresOf(s *session) map[int]*tenure {
 // commitLoop commits twice a second until the context ends, and once more when
 // a generation ends.
 func (c *Consumer) commitLoop(ctx context.Context) {
-	tr := trouble{log: c.log, what: "commit"}
+	tr := c.trouble(c.log, requestCommit)
 	tick := time.NewTicker(commitEvery)
 	defer tick.Stop()
 	for {

@@ -228,6 +228,7 @@ func (c *Consumer) roleNow(now time.Time) Role {
 func (c *Consumer) setAway(reason string, err error) {
 	kind := reason
 	if err != nil {
+		c.metrics.failures.WithLabelValues(requestJoin).Inc()
 		reason, kind = reason+": "+err.Error(), reason+": "+errorKind(err)
 	}
 	c.mu.Lock()

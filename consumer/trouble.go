@@ -9,8 +9,25 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/segmentio/kafka-go"
 )
+
+// The requests that a trouble is about, in its lines and as metric labels.
+const (
+	requestFetch      = "fetch"
+	requestRecall     = "fetch from the shelf"
+	requestTakeUp     = "take up partitions"
+	requestCatchUp    = "catch up with the ledger"
+	requestCommit     = "commit"
+	requestLastCommit = "last commit"
+	requestJoin       = "join the group"
+)
+
+// trouble returns a trouble of one of the requests.
+func (c *Consumer) trouble(log *slog.Logger, request string) trouble {
+	return trouble{log: log, what: request, count: c.metrics.failures.WithLabelValues(request)}
+}
 
 // trouble keeps a log to one line per change: an error is logged when the first
 // of its kind comes up in a time of trouble, and so is the end of that time. It
@@ -18,6 +35,7 @@ import (
 type trouble struct {
 	log   *slog.Logger
 	what  string              // the request that its lines name, as in "fetch"
+	count prometheus.Counter  // of all errors; nil counts none
 	kinds map[string]struct{} // of the errors since all was well
 	try   int                 // errors since all was well
 }
@@ -25,6 +43,9 @@ type trouble struct {
 // note takes an error in.
 func (t *trouble) note(err error) {
 	t.try++
+	if t.count != nil {
+		t.count.Inc()
+	}
 	if !isNews(&t.kinds, errorKind(err)) {
 		return
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/segmentio/kafka-go"
+	"go.opentelemetry.io/otel/trace"
 
 	"packship/producer/internal/outage"
 	"packship/schema"
@@ -34,6 +35,8 @@ type Config struct {
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+	// Tracer makes the spans of what is written; nil makes none.
+	Tracer trace.Tracer
 }
 
 // Producer writes result events, dead letters, and, for the commands that send
@@ -97,13 +100,10 @@ func (p *Producer) Publish(ctx context.Context, pub schema.Publication) error {
 		// On a compacted topic a record without a value deletes.
 		return fmt.Errorf("producer: publish result of %s: the outcome has no event", pub.TID)
 	}
-	span, ok := nextSpan(pub.TraceParent)
-	if !ok {
-		pub.TraceState = "" // it means nothing without its parent
-	}
-	pub.TraceParent = span
+	ctx, span := p.startSend(ctx, topic, resultAttributes(&pub)...)
+	pub = traced(ctx, pub)
 	headers := pub.Headers(eventType, p.cfg.Source)
-	return p.Produce(ctx, topic, []byte(pub.TID), pub.Outcome.Event, headers)
+	return p.send(ctx, span, topic, Entry{Key: []byte(pub.TID), Value: pub.Outcome.Event, Headers: headers})
 }
 
 // Bury writes a record that is no packed event to the dead letters, as it is,
@@ -124,19 +124,32 @@ func (p *Producer) Bury(ctx context.Context, rec *schema.Record, reason, detail 
 // which a Java client would write its key. It returns once all in-sync replicas
 // have it; only the end of ctx makes it fail.
 func (p *Producer) Produce(ctx context.Context, topic string, key, value []byte, headers []schema.Header) error {
-	a := p.appenders[topic]
-	if a == nil {
-		return fmt.Errorf("producer: produce: %q is none of the topics that were set", topic)
-	}
-	partition, err := p.partition(ctx, topic, key)
+	ctx, span := p.startSend(ctx, topic)
+	return p.send(ctx, span, topic, Entry{Key: key, Value: value, Headers: headers})
+}
+
+// send appends an entry to a topic, and ends the span of that.
+func (p *Producer) send(ctx context.Context, span trace.Span, topic string, e Entry) error {
+	partition, offset, err := p.append(ctx, topic, e)
+	endSend(span, partition, offset, err)
 	if err != nil {
-		return err
-	}
-	if _, err := a.Append(ctx, partition, Entry{Key: key, Value: value, Headers: headers}); err != nil {
 		return err
 	}
 	p.metrics.published.WithLabelValues(topic).Inc()
 	return nil
+}
+
+// append appends an entry to the partition of its key.
+func (p *Producer) append(ctx context.Context, topic string, e Entry) (partition int, offset int64, err error) {
+	a := p.appenders[topic]
+	if a == nil {
+		return 0, 0, fmt.Errorf("producer: produce: %q is none of the topics that were set", topic)
+	}
+	if partition, err = p.partition(ctx, topic, e.Key); err != nil {
+		return 0, 0, err
+	}
+	offset, err = a.Append(ctx, partition, e)
+	return partition, offset, err
 }
 
 // partition returns the partition for a key, by the number of partitions that

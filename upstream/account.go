@@ -55,6 +55,9 @@ type account struct {
 	// shared is true if there are other accounts, in whose way this one's
 	// orders must not stand.
 	shared bool
+	// unreached is true while calls find no connection, so that this is logged
+	// once and not every time.
+	unreached bool
 	// shopFaults is when the platform last failed for a shop.
 	shopFaults map[string]time.Time
 	// repaired is when the leave was given for the try that ended a shop's
@@ -476,7 +479,11 @@ func (a *account) giveUp(t *Turn, trouble error) schema.Answer {
 		answer.Reason, answer.Wait, result = reasonUnreachable, a.cfg.RetryBackoff, errFault
 		answer.Advice = "The API cannot be reached: check the URL and the network."
 		a.metrics.unreachable.WithLabelValues(a.name).Inc()
-		a.note(a.logger.Debug, "api not reached", "tid", t.packed.TID, "err", trouble)
+		log := a.logger.Debug
+		if !a.unreached {
+			log, a.unreached = a.logger.Warn, true
+		}
+		a.note(log, "api not reached", "tid", t.packed.TID, "err", trouble)
 	}
 	a.over(t, result)
 	a.dispatch()
@@ -491,6 +498,10 @@ func (a *account) conclude(t *Turn, x exchange, l *launch) schema.Answer {
 	a.metrics.called(a.name, &f, x.took)
 	a.mu.Lock()
 	defer a.unlock()
+	if a.unreached {
+		a.unreached = false
+		a.note(a.logger.Info, "api reached again")
+	}
 	a.spend(t.packed.ShopID, f.Exchange)
 	a.prepare = (7*a.prepare + arrived.Sub(t.granted)) / 8
 	if x.status != 0 {
@@ -518,7 +529,9 @@ func (a *account) conclude(t *Turn, x exchange, l *launch) schema.Answer {
 	// its order.
 	f.Counted = f.Reached && f.Action != schema.ActHold && a.state == gobreaker.StateClosed
 	if !f.Answered {
-		a.note(a.logger.Debug, "call not answered", "tid", t.packed.TID, "http_status", x.status, "err", x.err)
+		// Each of them may have been paid for and has to be followed up; the
+		// breaker sees to it that they are few.
+		a.note(a.logger.Warn, "call not answered", "tid", t.packed.TID, "http_status", x.status, "err", x.err)
 	}
 	a.dispatch()
 	return f.Answer
@@ -753,9 +766,11 @@ func (a *account) readToken(others []*account) {
 			a.note(a.logger.Warn, "token file not usable", "err", err)
 		}
 		a.fileTrouble = err.Error()
+		a.metrics.noToken.WithLabelValues(a.name).Set(1)
 		return
 	}
 	a.fileTrouble = ""
+	a.metrics.noToken.WithLabelValues(a.name).Set(0)
 	if token == a.token {
 		return
 	}

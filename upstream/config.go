@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"packship/schema"
 )
@@ -60,6 +61,8 @@ type Config struct {
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+	// Tracer makes the spans of calls; nil makes none.
+	Tracer trace.Tracer
 }
 
 // Account is one customer account at the API: a token with its own rate, and

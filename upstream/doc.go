@@ -49,6 +49,7 @@
 //	origin.go    rules on where an order and its parcel come from
 //	carrier.go   the carrier catalogue
 //	metrics.go   metrics
+//	tracing.go   the span of a call
 //
 // The data is in codes.csv (the answers of the API), rows.csv (what they say of
 // an attempt) and carriers.yaml.

@@ -27,6 +27,7 @@ type metrics struct {
 	unreachable  *prometheus.CounterVec
 	unrecognised *prometheus.CounterVec
 	mismatches   prometheus.Counter
+	noToken      *prometheus.GaugeVec
 }
 
 func newMetrics(reg prometheus.Registerer, accounts []Account) (*metrics, error) {
@@ -59,9 +60,10 @@ func newMetrics(reg prometheus.Registerer, accounts []Account) (*metrics, error)
 			Name: "packship_waybill_mismatches_total", Help: "Waybill numbers that do not look like their carrier's and were sent all the same.",
 		}),
 	}
+	m.noToken = gauge("token_file_unusable", "1 while the token file of the account cannot be used, and the last token that it held is.", "account")
 	for _, c := range []prometheus.Collector{
 		m.calls, m.duration, m.inFlight, m.breaker, m.throttled, m.slotWait, m.window, m.withheld, m.balance,
-		m.halted, m.parked, m.unreachable, m.unrecognised, m.mismatches,
+		m.halted, m.parked, m.unreachable, m.unrecognised, m.mismatches, m.noToken,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("upstream: register metrics: %w", err)
@@ -82,7 +84,7 @@ func (m *metrics) zero(account string) {
 	for _, vec := range []*prometheus.CounterVec{m.withheld, m.unreachable, m.unrecognised} {
 		vec.WithLabelValues(account)
 	}
-	for _, vec := range []*prometheus.GaugeVec{m.inFlight, m.breaker, m.window} {
+	for _, vec := range []*prometheus.GaugeVec{m.inFlight, m.breaker, m.window, m.noToken} {
 		vec.WithLabelValues(account)
 	}
 	m.slotWait.WithLabelValues(account)
@@ -113,6 +115,18 @@ func (t *table) callKinds() []callKind {
 		return slices.Compare([]string{a.outcome, a.class}, []string{b.outcome, b.class})
 	})
 	return slices.Compact(kinds)
+}
+
+// failureClasses lists the classes that a failed order may have.
+func (t *table) failureClasses() []string {
+	var classes []string
+	for _, r := range t.rows {
+		if r.effect != schema.EffectShipped {
+			classes = append(classes, r.class)
+		}
+	}
+	slices.Sort(classes)
+	return slices.Compact(classes)
 }
 
 // haltReasons lists the reasons for which an account can be halted.

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"packship/schema"
 )
 
@@ -20,6 +22,7 @@ import (
 type Upstream struct {
 	cfg       Config
 	transport *http.Transport
+	endpoint  []attribute.KeyValue // of the spans
 	metrics   *metrics
 	accounts  []*account
 	byShop    map[string]*account
@@ -45,7 +48,7 @@ func New(cfg Config) (*Upstream, error) {
 	if cfg.Carriers == nil {
 		cfg.Carriers = builtIn
 	}
-	u := &Upstream{cfg: cfg, byShop: map[string]*account{}}
+	u := &Upstream{cfg: cfg, byShop: map[string]*account{}, endpoint: endpoint(cfg.URL)}
 	u.transport = newTransport(&u.cfg)
 	var err error
 	if u.metrics, err = newMetrics(cfg.Registerer, cfg.Accounts); err != nil {
@@ -172,6 +175,9 @@ func (u *Upstream) Admit(ctx context.Context, p *schema.Packed, again bool) (*Tu
 		return nil, fmt.Errorf("upstream: admit %s: %w", p.TID, ctx.Err())
 	}
 }
+
+// Classes returns the classes of failures that an answer of the API may have.
+func Classes() []string { return answers.failureClasses() }
 
 // Backoff returns the pause before the n-th retry of an order, n from 1. It
 // doubles from one to the next up to a bound, and is drawn from the upper half,
@@ -307,6 +313,7 @@ func (t *Turn) Send(gate context.Context, startBy time.Time) schema.Answer {
 			if answer.Effect == schema.EffectShipped {
 				u.parcels.shipped(t.packed)
 			}
+			u.traceCall(gate, t, x, l, answer)
 			return answer
 		}
 		why := context.Cause(ready)

@@ -114,15 +114,14 @@ func New(cfg Config) (*Ledger, error) {
 	}
 	log := cfg.Logger.With("topic", cfg.Topic)
 	l := &Ledger{
-		cfg:      cfg,
-		self:     cfg.Instance + "/" + uuid.NewString()[:8],
-		appender: producer.NewAppender(producer.AppenderConfig{Client: cfg.Client, Topic: cfg.Topic, Logger: cfg.Logger}),
-		reading:  outage.New(log, "reading the ledger", remedy),
-		log:      log,
-		started:  time.Now(),
-		ready:    make(chan struct{}),
-		refused:  make(chan struct{}),
-		orphans:  make(chan orphan, 1024),
+		cfg:     cfg,
+		self:    cfg.Instance + "/" + uuid.NewString()[:8],
+		reading: outage.New(log, "reading the ledger", remedy),
+		log:     log,
+		started: time.Now(),
+		ready:   make(chan struct{}),
+		refused: make(chan struct{}),
+		orphans: make(chan orphan, 1024),
 	}
 	// Clocks may run at rates that differ by a percent.
 	lease := (cfg.StartBy + cfg.CallTimeout + cfg.Settle) * 101 / 100
@@ -132,6 +131,9 @@ func New(cfg Config) (*Ledger, error) {
 	}
 	l.behind.Store(int32(cfg.Partitions)) //nolint:gosec // a partition count
 	l.metrics = newMetrics(cfg.Registerer, l)
+	l.appender = producer.NewAppender(producer.AppenderConfig{
+		Client: cfg.Client, Topic: cfg.Topic, Logger: cfg.Logger, Failed: l.metrics.appendFailures.Inc,
+	})
 	return l, nil
 }
 

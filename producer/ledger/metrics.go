@@ -11,6 +11,8 @@ type metrics struct {
 	readback  prometheus.Histogram
 	restore   prometheus.Gauge
 	takeovers prometheus.Counter
+	// appendFailures and readFailures count requests that were tried again.
+	appendFailures, readFailures prometheus.Counter
 }
 
 // newMetrics registers the metrics of a ledger with reg, which may be nil.
@@ -40,6 +42,14 @@ func newMetrics(reg prometheus.Registerer, l *Ledger) *metrics {
 		takeovers: auto.NewCounter(prometheus.CounterOpts{
 			Name: "packship_takeovers_total",
 			Help: "Shipments that this process took over from an attempt with an unknown outcome, its own included.",
+		}),
+		appendFailures: auto.NewCounter(prometheus.CounterOpts{
+			Name: "packship_ledger_append_failures_total",
+			Help: "Requests to append to the ledger that failed and were tried again.",
+		}),
+		readFailures: auto.NewCounter(prometheus.CounterOpts{
+			Name: "packship_ledger_read_failures_total",
+			Help: "Requests to read the ledger that failed and were tried again.",
 		}),
 	}
 	for _, k := range kinds {

@@ -36,6 +36,7 @@ func (l *Ledger) tail(ctx context.Context, p *partition) error {
 	backoff := minBackoff
 	failed := func(err error) {
 		if ctx.Err() == nil {
+			l.metrics.readFailures.Inc()
 			l.reading.Failed(p.n, outage.Passing, err)
 			sleep(ctx, backoff/2+rand.N(backoff))
 			backoff = min(2*backoff, maxBackoff)

@@ -42,6 +42,7 @@ type Connector struct {
 	registry *prometheus.Registry
 	name     string // of this process, among the replicas
 	started  time.Time
+	signals  *telemetry
 	api      *upstream.Upstream
 	watchdog *watchdog
 	crash    *crash // for tests of a build of their own
@@ -64,7 +65,11 @@ func New(s Settings, o Options) (*Connector, error) {
 	if o.Listen == nil {
 		o.Listen = new(net.ListenConfig).Listen
 	}
-	c := &Connector{settings: s, opts: o, log: o.Logger, registry: newRegistry(), name: processName(), started: time.Now(), waiting: "starting"}
+	c := &Connector{
+		settings: s, opts: o, log: slog.New(traceHandler{o.Logger.Handler()}), registry: newRegistry(), name: processName(),
+		started: time.Now(), waiting: "starting",
+	}
+	c.signals = newTelemetry(s.signals, c.name, c.registry, c.component("telemetry"))
 	c.crash = newCrash(&c.settings)
 	config, err := s.upstreamConfig()
 	if err != nil {
@@ -73,6 +78,7 @@ func New(s Settings, o Options) (*Connector, error) {
 	config.DialContext = c.crash.upstream(o.UpstreamDial)
 	config.Logger = c.component("upstream")
 	config.Registerer = c.registry
+	config.Tracer = c.signals.tracer()
 	if c.api, err = upstream.New(config); err != nil {
 		return nil, err
 	}
@@ -106,6 +112,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 	}()
 	defer context.AfterFunc(ctx, func() { c.log.Info("stop asked for", "cause", context.Cause(ctx)) })()
 	c.warn()
+	c.signals.run(run, life)
 
 	if err := c.serve(run, life); err != nil {
 		return err
@@ -129,6 +136,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		Source:          s.source(),
 		Logger:          c.component("producer"),
 		Registerer:      c.registry,
+		Tracer:          c.signals.tracer(),
 	})
 	if err != nil {
 		return err
@@ -167,8 +175,11 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		Settle:     s.UpstreamSettle,
 		Backoff:    c.api.Backoff,
 		Grace:      s.drain(),
+		GroupID:    s.KafkaGroupID,
+		Classes:    upstream.Classes(),
 		Logger:     c.component("shipper"),
 		Registerer: c.registry,
+		Tracer:     c.signals.tracer(),
 	}))
 	reader, err := consumer.New(consumer.Config{
 		Brokers:          kafka.Brokers,

@@ -32,7 +32,8 @@ type world struct {
 	cluster  *kfake.Cluster // nil with real brokers
 	sim      *upstreamtest.Simulator
 	settings Settings
-	kafka    *Kafka // the test's own connection
+	kafka    *Kafka       // the test's own connection
+	logger   *slog.Logger // of the replicas; nil is the test's output
 }
 
 const (
@@ -122,7 +123,11 @@ func (w *world) startLogging(to io.Writer) *replica {
 // launch starts a replica without waiting.
 func (w *world) launch(s Settings) *replica {
 	w.t.Helper()
-	return w.launchLogging(s, testLogger(w.t))
+	logger := w.logger
+	if logger == nil {
+		logger = testLogger(w.t)
+	}
+	return w.launchLogging(s, logger)
 }
 
 func (w *world) launchLogging(s Settings, logger *slog.Logger) *replica {

@@ -82,7 +82,7 @@ func Defaults() Settings {
 // Fields are read one by one, because envconfig stops at the first error and
 // puts the raw value into its message, which might be a secret.
 func Load(parts Part) (Settings, error) {
-	s := Settings{given: map[string]bool{}}
+	s := Settings{given: map[string]bool{}, signals: readSignals(os.Getenv)}
 	var problems []Problem
 	value := reflect.ValueOf(&s).Elem()
 	broken := map[string]bool{}

@@ -100,6 +100,8 @@ func TestLoadReadsEveryField(t *testing.T) {
 		"LEDGER_HORIZON": "1h", "HTTP_ADDR": "127.0.0.1:0", "ADMIN_TOKEN": "admin", "LOG_LEVEL": "debug", "LOG_FORMAT": "text",
 		"SHUTDOWN_TIMEOUT": "5s",
 	})
+	t.Setenv("OTEL_TRACES_EXPORTER", "otlp")
+	t.Setenv("OTEL_METRICS_EXPORTER", "none")
 	got, err := Load(PartAll)
 	if err != nil {
 		t.Fatal(err)
@@ -115,9 +117,9 @@ func TestLoadReadsEveryField(t *testing.T) {
 		MaxInFlight: 7, BreakerFailures: 2, BreakerOpenFor: time.Second, RetryMax: 0, RetryBackoff: 10 * time.Millisecond,
 		RetryBackoffMax: 20 * time.Millisecond, UnknownPolicy: "park", WaybillCheck: "strict", LedgerPartitions: 3,
 		LedgerHorizon: time.Hour, HTTPAddr: "127.0.0.1:0", AdminToken: "admin", LogLevel: "debug", LogFormat: "text",
-		ShutdownTimeout: 5 * time.Second,
+		ShutdownTimeout: 5 * time.Second, signals: signals{traces: transferHTTP},
 	}
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(Settings{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(Settings{}, signals{})); diff != "" {
 		t.Errorf("settings (-want +got):\n%s", diff)
 	}
 	if got, want := got.StartBy(), 3*time.Second; got != want {

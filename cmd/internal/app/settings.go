@@ -74,6 +74,8 @@ type Settings struct {
 
 	// given holds the names, without prefix, that are set in the environment.
 	given map[string]bool
+	// signals is what the variables of OpenTelemetry ask for.
+	signals signals
 }
 
 // Given reports whether the setting of that name, without the prefix, is set in

@@ -388,6 +388,7 @@ var simFaults = slices.Concat([]simFault{
 		name: "storm of joins and leaves", weight: 1, lasts: [2]time.Duration{20 * time.Second, 60 * time.Second},
 		strike: func(s *simulation, r *rand.Rand) (string, func()) {
 			ctx, cancel := context.WithCancel(context.Background())
+			r = rand.New(rand.NewPCG(r.Uint64(), r.Uint64())) // the storm goes on beside the other faults
 			s.healing.Go(func() {
 				for ctx.Err() == nil {
 					slot := r.IntN(simSlots)

@@ -1,6 +1,7 @@
 package deploycheck
 
 import (
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -192,6 +193,41 @@ func TestSettingsPage(t *testing.T) {
 		t.Errorf("%s has no section for %s", page, name)
 	}
 	keep(t, page, text)
+}
+
+// described matches what /metrics says of a metric, before its series.
+var described = regexp.MustCompile(`(?m)^# HELP (packship_\w+) (.*)\n# TYPE \w+ (\w+)$`)
+
+// TestMetricsTable keeps the table of metrics in docs/operating.md as a connector
+// shows them.
+func TestMetricsTable(t *testing.T) {
+	const page = "docs/operating.md"
+	shown := metrics()
+	if shown.err != nil {
+		t.Fatal(shown.err)
+	}
+	var table strings.Builder
+	table.WriteString("| metric | type | labels | tells |\n|---|---|---|---|\n")
+	for _, m := range described.FindAllStringSubmatch(shown.text, -1) {
+		name, help, kind := m[1], m[2], m[3]
+		series := shown.exposed[name]
+		if kind == "histogram" {
+			series = shown.exposed[name+"_count"]
+		}
+		if len(series) == 0 {
+			t.Fatalf("%s has no series", name)
+		}
+		labels := slices.Sorted(maps.Keys(series[0]))
+		table.WriteString("| `" + name + "` | " + kind + " | " + strings.Join(labels, ", ") + " | " + strings.ReplaceAll(help, "|", `\|`) + " |\n")
+	}
+	text := read(t, page)
+	begin, end := "<!-- metrics -->\n", "<!-- end -->\n"
+	before, rest, ok := strings.Cut(text, begin)
+	_, after, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no place for the metrics", page)
+	}
+	keep(t, page, before+begin+table.String()+end+after)
 }
 
 // TestRunbookMetrics finds names of metrics in the runbook that no connector

@@ -41,10 +41,12 @@ type exposed map[string][]map[string]string
 // metrics returns what a connector that has just become active shows.
 var metrics = sync.OnceValue(func() (shown struct {
 	exposed
-	err error
+	text string
+	err  error
 },
 ) {
-	shown.exposed, shown.err = scrape()
+	shown.text, shown.err = scrape()
+	shown.exposed = parse(shown.text)
 	return shown
 })
 
@@ -53,12 +55,12 @@ const patience = time.Minute
 
 // scrape runs a connector with an embedded broker until the metrics of its
 // partitions are there.
-func scrape() (_ exposed, err error) {
+func scrape() (_ string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	defer cluster.Close()
 	s := app.Defaults()
@@ -66,15 +68,15 @@ func scrape() (_ exposed, err error) {
 	k := app.NewKafka(&s, nil, s.Topics()...)
 	defer k.Close()
 	if err := k.Connect(ctx); err != nil {
-		return nil, err
+		return "", err
 	}
 	if _, err := k.CreateTopics(ctx, 1, 1); err != nil {
-		return nil, err
+		return "", err
 	}
 	address := make(chan net.Addr, 1)
 	c, err := app.New(s, app.Options{Serving: func(a net.Addr) { address <- a }})
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	run, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
@@ -88,29 +90,29 @@ func scrape() (_ exposed, err error) {
 	case a = <-address:
 	case err := <-ended:
 		ended <- nil
-		return nil, err
+		return "", err
 	}
 	for {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+a.String()+"/metrics", nil)
 		if err != nil {
-			return nil, err
+			return "", err
 		}
 		res, err := http.DefaultClient.Do(req)
 		if err != nil {
-			return nil, err
+			return "", err
 		}
 		text, err := io.ReadAll(res.Body)
 		_ = res.Body.Close()
 		if err != nil {
-			return nil, err
+			return "", err
 		}
 		// The series of a partition are the last that come.
-		if shown := parse(string(text)); len(shown["packship_last_commit_timestamp_seconds"]) > 0 {
-			return shown, nil
+		if len(parse(string(text))["packship_last_commit_timestamp_seconds"]) > 0 {
+			return string(text), nil
 		}
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return "", ctx.Err()
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
