@@ -21,6 +21,10 @@ type Config struct {
 	// the client id.
 	Name string
 
+	// Principal is the client as Kafka's rights name it, for messages about
+	// them; may be empty.
+	Principal string
+
 	// Dialer connects the group member, and Client everything else. Both need
 	// the same TLS and SASL settings. The client's transport should keep its
 	// metadata for a second at most and be told the topic, or a partition

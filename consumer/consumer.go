@@ -116,7 +116,7 @@ func (c *Consumer) drain(ctx context.Context) error {
 func (c *Consumer) commitRest(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lastCommitLimit)
 	defer cancel()
-	tr := trouble{log: c.log, what: "last commit"}
+	tr := trouble{log: c.log, what: "last commit", named: c.cfg.named}
 	for c.uncommitted() {
 		err := errors.New("consumer: no generation to commit in")
 		if s := c.current(); s != nil {

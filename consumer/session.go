@@ -172,7 +172,7 @@ func (c *Consumer) attend(s *session) {
 	}
 	var opening sync.WaitGroup
 	defer opening.Wait()
-	tr := trouble{log: c.log, what: "take up partitions"}
+	tr := trouble{log: c.log, what: "take up partitions", named: c.cfg.named}
 	for missing, opened := s.partitions, false; ; {
 		var err error
 		missing, err = c.takeUp(s, missing)
@@ -189,7 +189,7 @@ func (c *Consumer) attend(s *session) {
 			return
 		}
 		if !opened {
-			c.setReason(s, err.Error())
+			c.setReason(s, c.cfg.named(err).Error())
 		}
 		tr.note(err)
 		if !tr.pause(s.ctx) {
@@ -504,7 +504,7 @@ func (c *Consumer) tenuresOf(s *session) map[int]*tenure {
 // commitLoop commits twice a second until the context ends, and once more when
 // a generation ends.
 func (c *Consumer) commitLoop(ctx context.Context) {
-	tr := trouble{log: c.log, what: "commit"}
+	tr := trouble{log: c.log, what: "commit", named: c.cfg.named}
 	tick := time.NewTicker(commitEvery)
 	defer tick.Stop()
 	for {

@@ -187,7 +187,7 @@ func (t *tenure) hasRoomForRecalled(size int) bool {
 
 // recall brings the records of reopened shops back until the tenure ends.
 func (t *tenure) recall() {
-	tr := trouble{log: t.log, what: "fetch from the shelf"}
+	tr := trouble{log: t.log, what: "fetch from the shelf", named: t.c.cfg.named}
 	for {
 		if wanted := t.wanted(); len(wanted) == 0 {
 			select {

@@ -170,7 +170,7 @@ func (c *Consumer) roleNow(now time.Time) Role {
 func (c *Consumer) setAway(reason string, err error) {
 	kind := reason
 	if err != nil {
-		reason, kind = reason+": "+err.Error(), reason+": "+errorKind(err)
+		reason, kind = reason+": "+c.cfg.named(err).Error(), reason+": "+errorKind(err)
 	}
 	c.mu.Lock()
 	news := isNews(&c.awayKinds, kind)

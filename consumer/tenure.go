@@ -129,7 +129,7 @@ func (t *tenure) skip(offset int64) {
 // fetch reads the partition until the tenure ends. It reads only while the
 // gate is open: a member that may not call has no use for more records.
 func (t *tenure) fetch() {
-	tr := trouble{log: t.log, what: "fetch"}
+	tr := trouble{log: t.log, what: "fetch", named: t.c.cfg.named}
 	var above time.Time // since when the offset has been beyond the end
 	for t.c.gate.Wait(t.ctx) == nil && t.awaitRoom() {
 		next, err := t.read(t.position(), t.take)

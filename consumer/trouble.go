@@ -1,8 +1,10 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -18,6 +20,7 @@ import (
 type trouble struct {
 	log   *slog.Logger
 	what  string              // the request that its lines name, as in "fetch"
+	named func(error) error   // puts more words to an error; may be nil
 	kinds map[string]struct{} // of the errors since all was well
 	try   int                 // errors since all was well
 }
@@ -27,6 +30,9 @@ func (t *trouble) note(err error) {
 	t.try++
 	if !isNews(&t.kinds, errorKind(err)) {
 		return
+	}
+	if t.named != nil {
+		err = t.named(err)
 	}
 	t.log.Warn("kafka request failed, trying again", "request", t.what, "err", err)
 }
@@ -68,6 +74,21 @@ func sleep(ctx context.Context, d time.Duration) bool {
 		return true
 	case <-ctx.Done():
 		return false
+	}
+}
+
+// named adds to an error about a missing right which one it is.
+func (c *Config) named(err error) error {
+	grant := func(kind, name string) error {
+		return fmt.Errorf("%w; grant %s the right Read on %s %s", err, cmp.Or(c.Principal, "this client"), kind, name)
+	}
+	switch {
+	case errors.Is(err, kafka.GroupAuthorizationFailed):
+		return grant("group", c.GroupID)
+	case errors.Is(err, kafka.TopicAuthorizationFailed):
+		return grant("topic", c.Topic)
+	default:
+		return err
 	}
 }
 

@@ -123,6 +123,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		DeadLetterTopic: s.TopicDLQ,
 		PackedTopic:     s.TopicPacked,
 		Source:          s.source(),
+		Principal:       s.Principal(),
 		Logger:          c.component("producer"),
 		Registerer:      c.registry,
 	})
@@ -140,6 +141,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		CallTimeout: s.UpstreamTimeout,
 		Settle:      s.UpstreamSettle,
 		Instance:    c.name,
+		Principal:   s.Principal(),
 		Logger:      c.component("ledger"),
 		Registerer:  c.registry,
 	})
@@ -172,6 +174,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		ClientID:         s.KafkaClientID,
 		Topic:            s.TopicPacked,
 		Name:             c.name,
+		Principal:        s.Principal(),
 		Dialer:           kafka.Dialer,
 		Client:           kafka.Client,
 		SessionTimeout:   s.KafkaSessionTimeout,

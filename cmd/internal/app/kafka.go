@@ -176,6 +176,15 @@ func (s *Settings) kafkaSASL() sasl.Mechanism {
 	return login{s}
 }
 
+// Principal is this client as Kafka's rights name it. What a broker makes of a
+// client certificate is for its own settings to say: then it is empty.
+func (s *Settings) Principal() string {
+	if s.KafkaSASLMechanism == "" {
+		return ""
+	}
+	return "User:" + s.KafkaSASLUsername
+}
+
 // login is a SASL mechanism that reads its password anew for every connection.
 type login struct{ s *Settings }
 

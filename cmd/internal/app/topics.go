@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,7 +59,7 @@ func (k *Kafka) Topics(ctx context.Context) ([]Topic, error) {
 			topics = append(topics, t)
 			continue
 		case errors.Is(seen.Error, kafka.TopicAuthorizationFailed):
-			t.Problem = fmt.Sprintf("topic %s may not be seen by this user; grant it, or set %s", t.Name, t.Setting)
+			t.Problem = fmt.Sprintf("topic %s may not be seen, if it is there; %s, or set %s", t.Name, s.grant(rightsOn(named.name), t.Name), t.Setting)
 			topics = append(topics, t)
 			continue
 		case seen.Error != nil:
@@ -81,6 +82,24 @@ func (k *Kafka) Topics(ctx context.Context) ([]Topic, error) {
 		}
 	}
 	return topics, nil
+}
+
+// rightsOn are the rights that a connector needs on the topic that a setting
+// names. Any of them lets the topic be seen.
+func rightsOn(setting string) string {
+	switch setting {
+	case "TOPIC_PACKED":
+		return "Read"
+	case ledgerSetting:
+		return "Read, Write and DescribeConfigs"
+	default:
+		return "Write"
+	}
+}
+
+// grant asks for rights on a topic.
+func (s *Settings) grant(rights, topic string) string {
+	return fmt.Sprintf("grant %s the right %s on topic %s", cmp.Or(s.Principal(), "this client"), rights, topic)
 }
 
 // describe fills in what the topics' configurations say.
@@ -126,7 +145,7 @@ func (k *Kafka) ledgerProblem(ctx context.Context) (string, error) {
 	case err == nil:
 		return "", nil
 	case errors.Is(err, kafka.TopicAuthorizationFailed):
-		return fmt.Sprintf("ledger topic %s may not be described by this user; grant DescribeConfigs on it", s.TopicLedger), nil
+		return fmt.Sprintf("the configuration of the ledger topic may not be read; %s", s.grant("DescribeConfigs", s.TopicLedger)), nil
 	case isTrouble(err):
 		return "", err
 	default:

@@ -193,7 +193,7 @@ func (p *packer) produce(ctx context.Context, settings *app.Settings) error {
 	out, err := producer.New(producer.Config{
 		Client: k.Client, PackedTopic: settings.TopicPacked,
 		ShippedTopic: settings.TopicShipped, FailedTopic: settings.TopicFailed, DeadLetterTopic: settings.TopicDLQ,
-		Source: "packship/pack", Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+		Source: "packship/pack", Principal: settings.Principal(), Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 	})
 	if err != nil {
 		return err
