@@ -77,8 +77,12 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// named adds to an error about a missing right which one it is.
+// named puts an error into words that say what to do about it: to one about a
+// missing right it adds which one that is.
 func (c *Config) named(err error) error {
+	if c.Explain != nil {
+		err = c.Explain(err)
+	}
 	grant := func(kind, name string) error {
 		return fmt.Errorf("%w; grant %s the right Read on %s %s", err, cmp.Or(c.Principal, "this client"), kind, name)
 	}

@@ -181,13 +181,13 @@ func (l *Ledger) Ready() (bool, string) {
 	case <-l.refused:
 		return false, l.refusal.Error()
 	default:
-		why := fmt.Sprintf("reading the ledger: %d of %d partitions to go", l.behind.Load(), l.cfg.Partitions)
+		why := []string{fmt.Sprintf("reading the ledger: %d of %d partitions to go", l.behind.Load(), l.cfg.Partitions)}
 		for _, fault := range []string{l.reading.Fault(), l.appender.Fault()} { // an empty partition is written to before it is read
 			if fault != "" {
-				why += ": " + fault
+				why = append(why, fault)
 			}
 		}
-		return false, why
+		return false, strings.Join(why, ": ")
 	}
 }
 

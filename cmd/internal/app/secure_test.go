@@ -121,9 +121,21 @@ func (w *world) revoke(principal string, rights ...right) {
 	}
 }
 
-// setPassword gives a user, who may be new, a password for both kinds of SCRAM,
-// and returns once the broker lets it in.
+// setPassword gives a user, who may be new, a password, and returns once the
+// broker lets it in.
 func (w *world) setPassword(user, password string) {
+	w.t.Helper()
+	w.changePassword(user, password)
+	s := Defaults()
+	s.encryptTo(os.Getenv("PACKSHIP_TEST_SECURE_BROKERS"), os.Getenv("PACKSHIP_TEST_SECURE_CA"))
+	s.KafkaSASLMechanism, s.KafkaSASLUsername, s.KafkaSASLPassword = scram512, user, Secret(password)
+	k := NewKafka(&s, nil)
+	defer k.Close()
+	eventually(w.t, "the new password is known to the broker", func() bool { return k.Probe(w.t.Context()) == nil })
+}
+
+// changePassword gives a user a password for both kinds of SCRAM.
+func (w *world) changePassword(user, password string) {
 	w.t.Helper()
 	const iterations = 4096
 	salt := []byte(rand.Text())
@@ -149,12 +161,6 @@ func (w *world) setPassword(user, password string) {
 			w.t.Fatal(err)
 		}
 	}
-	s := Defaults()
-	s.encryptTo(os.Getenv("PACKSHIP_TEST_SECURE_BROKERS"), os.Getenv("PACKSHIP_TEST_SECURE_CA"))
-	s.KafkaSASLMechanism, s.KafkaSASLUsername, s.KafkaSASLPassword = scram512, user, Secret(password)
-	k := NewKafka(&s, nil)
-	defer k.Close()
-	eventually(w.t, "the new password is known to the broker", func() bool { return k.Probe(w.t.Context()) == nil })
 }
 
 // encryptTo makes connections go to a listener of TLS.
