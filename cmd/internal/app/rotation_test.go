@@ -110,8 +110,8 @@ func (w *world) rotate(steps ...step) {
 	const perStep = 20
 	n := (len(steps) + 2) * perStep
 	w.produce(orders(1, n)...)
-	net, log := &cutter{}, &recorder{}
-	c, err := New(w.settings, Options{KafkaDial: net.dial, Logger: slog.New(slog.NewTextHandler(log, nil))})
+	network, log := &cutter{}, &recorder{}
+	c, err := New(w.settings, Options{KafkaDial: network.dial, Logger: slog.New(slog.NewTextHandler(log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,12 +130,12 @@ func (w *world) rotate(steps ...step) {
 	for i, s := range steps {
 		w.calls((i + 1) * perStep)
 		s.first()
-		net.cut()
+		network.cut()
 		if s.said != "" {
 			eventually(t, s.name+": the log says "+s.said, func() bool { return strings.Contains(log.String(), s.said) })
 		}
 		s.second()
-		net.cut()
+		network.cut()
 	}
 	w.everyOrder(n)
 	w.committed()

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -97,6 +98,31 @@ func (w *world) grant(principal string, rights ...right) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	eventually(w.t, "the broker knows the new rights", func() bool { return w.holds(principal, rights...) == len(rights) })
+}
+
+// holds returns how many of the rights the broker says that a user has.
+func (w *world) holds(principal string, rights ...right) int {
+	w.t.Helper()
+	res, err := w.kafka.Client.DescribeACLs(context.WithoutCancel(w.t.Context()), &kafka.DescribeACLsRequest{Filter: kafka.ACLFilter{
+		ResourceTypeFilter: kafka.ResourceTypeAny, ResourcePatternTypeFilter: kafka.PatternTypeLiteral, PrincipalFilter: principal,
+		Operation: kafka.ACLOperationTypeAny, PermissionType: kafka.ACLPermissionTypeAllow,
+	}})
+	if err == nil {
+		err = res.Error
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	found := 0
+	for _, r := range res.Resources {
+		for _, a := range r.ACLs {
+			if slices.Contains(rights, right{strings.ToLower(r.ResourceType.String()), r.ResourceName, a.Operation.String()}) {
+				found++
+			}
+		}
+	}
+	return found
 }
 
 // revoke takes rights from a user.
@@ -119,6 +145,7 @@ func (w *world) revoke(principal string, rights ...right) {
 			w.t.Fatalf("%s: %v, %d entries taken away", rights[i], r.Error, len(r.MatchingACLs))
 		}
 	}
+	eventually(w.t, "the broker has forgotten the rights", func() bool { return w.holds(principal, rights...) == 0 })
 }
 
 // setPassword gives a user, who may be new, a password, and returns once the
