@@ -20,11 +20,11 @@ func newMan(std Streams) *cobra.Command {
 		Hidden: true,
 		Args:   cobra.ExactArgs(1),
 		RunE: do(func(_ context.Context, args []string) error {
-			if err := os.MkdirAll(args[0], 0o755); err != nil {
+			if err := os.MkdirAll(args[0], 0o755); err != nil { //nolint:gosec // manual pages are for everybody
 				return fmt.Errorf("man: %w", err)
 			}
 			// A tree of its own: the pages are to have no trace of this command's run.
-			root := newRoot(std)
+			root := newRoot(std) //nolint:contextcheck // cobra hands the context to the commands
 			root.DisableAutoGenTag = true
 			header := &doc.GenManHeader{Section: "1", Source: "packship " + app.BuildInfo().Version, Manual: "packship"}
 			if err := doc.GenManTree(root, header, args[0]); err != nil {

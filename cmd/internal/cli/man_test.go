@@ -26,7 +26,7 @@ func TestMan(t *testing.T) {
 			return
 		}
 		pages++
-		for _, flag := range strings.Fields(cmd.LocalFlags().FlagUsages()) {
+		for flag := range strings.FieldsSeq(cmd.LocalFlags().FlagUsages()) {
 			if name, ok := strings.CutPrefix(flag, "--"); ok && !strings.Contains(strings.ReplaceAll(string(page), `\-`, "-"), name) {
 				t.Errorf("%s does not name --%s", file, name)
 			}

@@ -76,7 +76,7 @@ func TestContainerImage(t *testing.T) {
 	}
 	const tag = "packship-test:image"
 	docker("build", "--quiet", "--tag", tag, dir)
-	t.Cleanup(func() { _ = exec.Command("docker", "image", "rm", "--force", tag).Run() }) //nolint:noctx // the test's context is over
+	t.Cleanup(func() { _ = exec.Command("docker", "image", "rm", "--force", tag).Run() })
 	size := number(t, strings.TrimSpace(docker("image", "inspect", "--format", "{{.Size}}", tag)))
 	if t.Logf("the image has %.1f MB", float64(size)/(1<<20)); size > imageBudget {
 		t.Errorf("the image has %d bytes, more than %d", size, imageBudget)
