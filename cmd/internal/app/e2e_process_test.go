@@ -325,9 +325,7 @@ func TestProcessUnusableBroker(t *testing.T) {
 				code, body := r.get("/readyz")
 				return code == http.StatusServiceUnavailable && strings.Contains(body, tt.want)
 			})
-			if !strings.Contains(p.log.String(), tt.want) {
-				t.Errorf("the log does not say %q", tt.want)
-			}
+			eventually(t, "the reason in the log", func() bool { return strings.Contains(p.log.String(), tt.want) })
 			if code, _ := r.get("/healthz"); code != http.StatusOK {
 				t.Errorf("/healthz answers %d while kafka is unusable", code)
 			}

@@ -56,7 +56,7 @@ func TestSecretsStaySecret(t *testing.T) {
 	w.sim.AddFault(upstreamtest.Fault{Kind: upstreamtest.ShopUnauthorised, Shop: "302"})
 	// An API that says in its answers with what it was asked.
 	w.sim.AddFault(upstreamtest.Fault{
-		Kind: upstreamtest.Raw, TID: fmt.Sprint(echoed), Body: `{"code":614,"msg":"Bearer ` + secrets["API token"] + `","data":[{"msg":"` + secrets["API token"] + `"}]}`,
+		Kind: upstreamtest.Raw, TID: fmt.Sprint(echoed), Token: secrets["API token"], Body: `{"code":614,"msg":"Bearer ` + secrets["API token"] + `","data":[{"msg":"` + secrets["API token"] + `"}]}`,
 	})
 	w.sim.AddFault(upstreamtest.Fault{Kind: upstreamtest.HTTPStatus(401), Token: secrets["wrong token"]})
 
