@@ -3,7 +3,7 @@
 VERSION ?= dev
 TAG     ?= local
 
-.PHONY: test lint demo image rules docs sbom help
+.PHONY: test lint demo image rules docs sbom vuln man help
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,12 @@ rules: ## checks and tests the alerts; needs promtool
 
 docs: ## writes what in docs and deploy is made from the code
 	go test ./cmd/internal/deploycheck -update
+
+vuln: ## known vulnerabilities in what the program calls
+	go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...
+
+man: ## manual pages of all commands
+	go run ./cmd/packship man bin/man1
 
 sbom: ## bill of materials of the binary, as CycloneDX JSON
 	mkdir -p bin

@@ -21,6 +21,14 @@ type Config struct {
 	// the client id.
 	Name string
 
+	// Principal is the client as Kafka's rights name it, for messages about
+	// them; may be empty.
+	Principal string
+
+	// Explain, if not nil, puts the error of a connection into words that say
+	// what to do. It returns what it cannot put better.
+	Explain func(error) error
+
 	// Dialer connects the group member, and Client everything else. Both need
 	// the same TLS and SASL settings. The client's transport should keep its
 	// metadata for a second at most and be told the topic, or a partition
@@ -50,8 +58,11 @@ type Config struct {
 	// partition from another: one window of the rate limit.
 	Handover time.Duration
 
-	// StopTimeout bounds the wait for handlers when Run is told to stop.
-	StopTimeout time.Duration // 0 means 30 s
+	// StopTimeout bounds the wait for handlers when Run is told to stop, and
+	// LeaveTimeout what comes after it: the last commit and leaving the group.
+	// If the handlers return early there is more time for that.
+	StopTimeout  time.Duration // 0 means 30 s
+	LeaveTimeout time.Duration // 0 means 10 s
 
 	// CatchUp, if not nil, is called when a generation has given this member
 	// partitions. The gate stays closed until it has returned nil.
@@ -129,6 +140,7 @@ func (c *Config) Validate() error {
 	check(c.RebalanceTimeout >= 0, "the rebalance timeout must not be negative")
 	check(c.Handover >= 0, "the handover must not be negative")
 	check(c.StopTimeout >= 0, "the stop timeout must not be negative")
+	check(c.LeaveTimeout >= 0, "the leave timeout must not be negative")
 	check(c.Window >= 0, "the window must not be negative")
 	check(c.WindowBytes >= 0, "the window in bytes must not be negative")
 	check(c.Shelf >= 0, "the shelf must not be negative")
@@ -142,6 +154,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.SessionTimeout, 10*time.Second)
 	setDefault(&c.RebalanceTimeout, 30*time.Second)
 	setDefault(&c.StopTimeout, 30*time.Second)
+	setDefault(&c.LeaveTimeout, leaveLimit+lastCommitLimit)
 	setDefault(&c.Window, 1000)
 	setDefault(&c.WindowBytes, 16<<20)
 	setDefault(&c.Shelf, 1_000_000)

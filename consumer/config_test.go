@@ -19,7 +19,7 @@ func validConfig() Config {
 }
 
 func TestConfigReportsAllProblems(t *testing.T) {
-	_, err := New(Config{Window: -1, WindowBytes: -1, Shelf: -1, SessionTimeout: -1, RebalanceTimeout: -1, Handover: -1, StopTimeout: -1})
+	_, err := New(Config{Window: -1, WindowBytes: -1, Shelf: -1, SessionTimeout: -1, RebalanceTimeout: -1, Handover: -1, StopTimeout: -1, LeaveTimeout: -1})
 	if err == nil {
 		t.Fatal("no error")
 	}

@@ -30,6 +30,7 @@ type Consumer struct {
 	session  *session        // guarded by mu; the present one, or the last
 	held     map[int]*tenure // guarded by mu; by partition
 	stopping bool            // guarded by mu; no tenure begins any more
+	leaveBy  time.Time       // guarded by mu; when the group is left at the latest, zero before a stop
 	role     Role            // guarded by mu; of the session
 	reason   string          // guarded by mu
 	takenAt  time.Time       // guarded by mu; when this member last got partitions that were not its own
@@ -70,7 +71,8 @@ func New(cfg Config) (*Consumer, error) {
 // are told to give up, those with something under way are waited for, what is
 // settled is committed, and the group is left. Run returns an error if handlers
 // have not returned within the stop timeout. It does not wait for a broker that
-// does not answer for longer than a few seconds.
+// does not answer for longer than a few seconds, and not beyond the leave
+// timeout.
 func (c *Consumer) Run(ctx context.Context) error {
 	// Membership and commits outlive ctx: what is under way when the process
 	// is told to stop is finished and committed as a member.
@@ -84,17 +86,21 @@ func (c *Consumer) Run(ctx context.Context) error {
 	upkeep.Go(func() { c.watch(upkeepCtx) })
 
 	<-ctx.Done()
-	err := c.drain(work)
+	end := time.Now().Add(c.cfg.StopTimeout)
+	c.mu.Lock()
+	c.leaveBy = end.Add(c.cfg.LeaveTimeout)
+	c.mu.Unlock()
+	err := c.drain(work, end)
 	endUpkeep()
 	upkeep.Wait()
-	c.commitRest(work)
+	c.commitRest(work, end.Add(c.cfg.LeaveTimeout/2))
 	leave(errStopped)
 	member.Wait()
 	return err
 }
 
-// drain ends all tenures and waits for their handlers.
-func (c *Consumer) drain(ctx context.Context) error {
+// drain ends all tenures and waits for their handlers, until the time end.
+func (c *Consumer) drain(ctx context.Context, end time.Time) error {
 	c.gate.retire()
 	c.mu.Lock()
 	c.stopping = true
@@ -104,7 +110,7 @@ func (c *Consumer) drain(ctx context.Context) error {
 	c.mu.Unlock()
 	c.loops.Wait()
 	c.log.Info("stopping, waiting for orders under way", "lanes", c.lanes.active())
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.StopTimeout)
+	ctx, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
 	if !c.lanes.wait(ctx) {
 		return fmt.Errorf("consumer: stop: %d orders were still under way after %s", c.lanes.active(), c.cfg.StopTimeout)
@@ -113,9 +119,11 @@ func (c *Consumer) drain(ctx context.Context) error {
 }
 
 // commitRest commits what the drain has settled, also if a rebalance comes in
-// between.
-func (c *Consumer) commitRest(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, lastCommitLimit)
+// between. It tries for a few seconds, until the time end at most.
+func (c *Consumer) commitRest(ctx context.Context, end time.Time) {
+	ctx, cancel := context.WithDeadline(ctx, end)
+	defer cancel()
+	ctx, cancel = context.WithTimeout(ctx, lastCommitLimit)
 	defer cancel()
 	tr := c.trouble(c.log, requestLastCommit)
 	for c.uncommitted() {

@@ -189,7 +189,7 @@ func (c *Consumer) attend(s *session) {
 			return
 		}
 		if !opened {
-			c.setReason(s, err.Error())
+			c.setReason(s, c.cfg.named(err).Error())
 		}
 		tr.note(err)
 		if !tr.pause(s.ctx) {
@@ -421,7 +421,13 @@ func (c *Consumer) handoverLeft() time.Duration {
 func (c *Consumer) leave(group *kafka.ConsumerGroup) {
 	closed := make(chan error, 1)
 	go func() { closed <- group.Close() }()
-	timer := time.NewTimer(leaveLimit)
+	limit := leaveLimit
+	c.mu.Lock()
+	if !c.leaveBy.IsZero() {
+		limit = min(limit, time.Until(c.leaveBy))
+	}
+	c.mu.Unlock()
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
 	case err := <-closed:
@@ -429,7 +435,7 @@ func (c *Consumer) leave(group *kafka.ConsumerGroup) {
 			c.log.Warn("group not left", "err", err)
 		}
 	case <-timer.C:
-		c.log.Warn("group not left, the broker does not answer", "limit", leaveLimit)
+		c.log.Warn("group not left, the broker does not answer", "limit", limit)
 	}
 }
 

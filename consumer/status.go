@@ -229,7 +229,7 @@ func (c *Consumer) setAway(reason string, err error) {
 	kind := reason
 	if err != nil {
 		c.metrics.failures.WithLabelValues(requestJoin).Inc()
-		reason, kind = reason+": "+err.Error(), reason+": "+errorKind(err)
+		reason, kind = reason+": "+c.cfg.named(err).Error(), reason+": "+errorKind(err)
 	}
 	c.mu.Lock()
 	news := isNews(&c.awayKinds, kind)

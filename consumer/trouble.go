@@ -1,8 +1,10 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -26,7 +28,7 @@ const (
 
 // trouble returns a trouble of one of the requests.
 func (c *Consumer) trouble(log *slog.Logger, request string) trouble {
-	return trouble{log: log, what: request, count: c.metrics.failures.WithLabelValues(request)}
+	return trouble{log: log, what: request, count: c.metrics.failures.WithLabelValues(request), named: c.cfg.named}
 }
 
 // trouble keeps a log to one line per change: an error is logged when the first
@@ -36,6 +38,7 @@ type trouble struct {
 	log   *slog.Logger
 	what  string              // the request that its lines name, as in "fetch"
 	count prometheus.Counter  // of all errors; nil counts none
+	named func(error) error   // puts more words to an error; may be nil
 	kinds map[string]struct{} // of the errors since all was well
 	try   int                 // errors since all was well
 }
@@ -48,6 +51,9 @@ func (t *trouble) note(err error) {
 	}
 	if !isNews(&t.kinds, errorKind(err)) {
 		return
+	}
+	if t.named != nil {
+		err = t.named(err)
 	}
 	t.log.Warn("kafka request failed, trying again", "request", t.what, "err", err)
 }
@@ -89,6 +95,25 @@ func sleep(ctx context.Context, d time.Duration) bool {
 		return true
 	case <-ctx.Done():
 		return false
+	}
+}
+
+// named puts an error into words that say what to do about it: to one about a
+// missing right it adds which one that is.
+func (c *Config) named(err error) error {
+	if c.Explain != nil {
+		err = c.Explain(err)
+	}
+	grant := func(kind, name string) error {
+		return fmt.Errorf("%w; grant %s the right Read on %s %s", err, cmp.Or(c.Principal, "this client"), kind, name)
+	}
+	switch {
+	case errors.Is(err, kafka.GroupAuthorizationFailed):
+		return grant("group", c.GroupID)
+	case errors.Is(err, kafka.TopicAuthorizationFailed):
+		return grant("topic", c.Topic)
+	default:
+		return err
 	}
 }
 

@@ -1,6 +1,7 @@
 package producer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -67,6 +68,7 @@ func (e *Entry) size() int {
 type Appender struct {
 	client *kafka.Client
 	topic  string
+	remedy func(error) string
 	failed func() // called after every try that failed
 	log    *slog.Logger
 	outage *outage.Log
@@ -107,6 +109,9 @@ type AppenderConfig struct {
 	Client *kafka.Client
 	Topic  string
 	Logger *slog.Logger
+	// Principal is the client as Kafka's rights name it, for messages about
+	// them; may be empty.
+	Principal string
 	// Failed, if not nil, is called after every request that failed.
 	Failed func()
 }
@@ -116,6 +121,7 @@ func NewAppender(cfg AppenderConfig) *Appender {
 	a := &Appender{
 		client: cfg.Client,
 		topic:  cfg.Topic,
+		remedy: remedies(cfg.Topic, cfg.Principal),
 		failed: cfg.Failed,
 		log:    cfg.Logger.With("topic", cfg.Topic),
 		queues: make(map[int]*queue),
@@ -123,7 +129,7 @@ func NewAppender(cfg AppenderConfig) *Appender {
 	if a.failed == nil {
 		a.failed = func() {}
 	}
-	a.outage = outage.New(a.log, "appending", remedy)
+	a.outage = outage.New(a.log, "appending", a.remedy)
 	return a
 }
 
@@ -162,11 +168,19 @@ func (a *Appender) Append(ctx context.Context, partition int, entries ...Entry) 
 }
 
 func (a *Appender) gaveUp(ctx context.Context, partition int, sent bool) error {
-	if sent {
-		return fmt.Errorf("producer: append to %s/%d: %w: %w", a.topic, partition, ErrMaybeAppended, context.Cause(ctx))
+	what := fmt.Sprintf("producer: append to %s/%d", a.topic, partition)
+	if fault := a.Fault(); fault != "" { // what it was waiting for
+		what += ": " + fault
 	}
-	return fmt.Errorf("producer: append to %s/%d: %w", a.topic, partition, context.Cause(ctx))
+	if sent {
+		return fmt.Errorf("%s: %w: %w", what, ErrMaybeAppended, context.Cause(ctx))
+	}
+	return fmt.Errorf("%s: %w", what, context.Cause(ctx))
 }
+
+// Fault says why nothing can be appended at present and what to do about it, ""
+// if something can.
+func (a *Appender) Fault() string { return a.outage.Fault() }
 
 // Wait blocks until nothing is queued or in flight, or until ctx ends. Requests
 // of callers that gave up end by their own time limit.
@@ -375,7 +389,7 @@ func (a *Appender) putBack(q *queue, batch []*group, err error) outage.Gravity {
 		if !g.refused && !g.abandoned {
 			g.refused = true
 			a.log.Error("record refused, trying again slowly", "partition", q.partition,
-				"bytes", g.size, "err", err, "remedy", remedy(err))
+				"bytes", g.size, "err", err, "remedy", a.remedy(err))
 		}
 		gravity = 0
 	}
@@ -436,14 +450,18 @@ func faultOf(err error) fault {
 	}
 }
 
-// remedy says what a person may do about the error of a request, "" if there is
-// nothing special to say.
-func remedy(err error) string {
+// remedies returns a function that says what a person may do about the error of
+// a request to write to a topic, "" if there is nothing special to say.
+func remedies(topic, principal string) func(error) string {
+	return func(err error) string { return remedy(err, topic, principal) }
+}
+
+func remedy(err error, topic, principal string) string {
 	switch {
 	case errors.Is(err, kafka.MessageSizeTooLarge), errors.Is(err, kafka.RecordListTooLarge):
 		return "raise max.message.bytes of the topic"
 	case errors.Is(err, kafka.TopicAuthorizationFailed), errors.Is(err, kafka.ClusterAuthorizationFailed):
-		return "grant this client the right to write to the topic"
+		return "grant " + cmp.Or(principal, "this client") + " the right Write on topic " + topic
 	case errors.Is(err, kafka.UnknownTopicOrPartition), errors.Is(err, protocol.ErrNoTopic), errors.Is(err, protocol.ErrNoPartition):
 		return "create the topic with `packship topics create`"
 	case errors.Is(err, kafka.NotEnoughReplicas):

@@ -401,7 +401,7 @@ func TestAppenderOutages(t *testing.T) {
 		says     string
 	}{
 		"passing": {kerr.NotEnoughReplicas, time.Minute, 30, 60, "WARN", "min.insync.replicas"},
-		"lasting": {kerr.TopicAuthorizationFailed, time.Minute, 6, 8, "ERROR", "right to write"},
+		"lasting": {kerr.TopicAuthorizationFailed, time.Minute, 6, 8, "ERROR", "the right Write on topic"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

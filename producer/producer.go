@@ -33,6 +33,10 @@ type Config struct {
 	// Source is this connector as the events name it, packship/<group id>.
 	Source string
 
+	// Principal is the client as Kafka's rights name it, for messages about
+	// them; may be empty.
+	Principal string
+
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 	// Tracer makes the spans of what is written; nil makes none.
@@ -67,12 +71,13 @@ func New(cfg Config) (*Producer, error) {
 	p.metrics = newMetrics(cfg.Registerer, topics)
 	for _, topic := range topics {
 		p.appenders[topic] = NewAppender(AppenderConfig{
-			Client: cfg.Client,
-			Topic:  topic,
-			Logger: cfg.Logger,
-			Failed: p.metrics.failures.WithLabelValues(topic).Inc,
+			Client:    cfg.Client,
+			Topic:     topic,
+			Principal: cfg.Principal,
+			Logger:    cfg.Logger,
+			Failed:    p.metrics.failures.WithLabelValues(topic).Inc,
 		})
-		p.lookups[topic] = outage.New(cfg.Logger.With("topic", topic), "looking up partitions", remedy)
+		p.lookups[topic] = outage.New(cfg.Logger.With("topic", topic), "looking up partitions", remedies(topic, cfg.Principal))
 	}
 	return p, nil
 }
@@ -167,7 +172,11 @@ func (p *Producer) partition(ctx context.Context, topic string, key []byte) (int
 			}
 		}
 		if ctx.Err() != nil {
-			return 0, fmt.Errorf("producer: look up the partitions of %s: %w", topic, context.Cause(ctx))
+			what := "producer: look up the partitions of " + topic
+			if fault := p.lookups[topic].Fault(); fault != "" {
+				what += ": " + fault
+			}
+			return 0, fmt.Errorf("%s: %w", what, context.Cause(ctx))
 		}
 		p.lookups[topic].Failed(0, outage.Passing, err)
 		select {

@@ -112,6 +112,7 @@ func (u *Upstream) do(ready context.Context, l *launch, token, contentType strin
 		if x.left {
 			x.status, x.header = res.StatusCode, res.Header
 			x.body, x.whole = readBody(res.Body)
+			x.body = withoutToken(x.body, token)
 		}
 		_ = res.Body.Close() // it is read, or not wanted
 	}
@@ -124,6 +125,16 @@ func (u *Upstream) do(ready context.Context, l *launch, token, contentType strin
 	}
 	x.err = err
 	return x
+}
+
+// withoutToken takes the token out of an answer that says what it was asked
+// with: texts of answers go into events, logs and the ledger.
+func withoutToken(body []byte, token string) []byte {
+	const shortest = 8 // what is shorter may be anything, and is no token of the API's
+	if len(token) < shortest {
+		return body
+	}
+	return bytes.ReplaceAll(body, []byte(token), []byte("[redacted]"))
 }
 
 func readBody(r io.Reader) (body []byte, whole bool) {

@@ -42,6 +42,10 @@ type Config struct {
 	// Instance names this process among the replicas.
 	Instance string
 
+	// Principal is the client as Kafka's rights name it, for messages about
+	// them; may be empty.
+	Principal string
+
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -116,7 +120,7 @@ func New(cfg Config) (*Ledger, error) {
 	l := &Ledger{
 		cfg:     cfg,
 		self:    cfg.Instance + "/" + uuid.NewString()[:8],
-		reading: outage.New(log, "reading the ledger", remedy),
+		reading: outage.New(log, "reading the ledger", cfg.remedy),
 		log:     log,
 		started: time.Now(),
 		ready:   make(chan struct{}),
@@ -132,7 +136,7 @@ func New(cfg Config) (*Ledger, error) {
 	l.behind.Store(int32(cfg.Partitions)) //nolint:gosec // a partition count
 	l.metrics = newMetrics(cfg.Registerer, l)
 	l.appender = producer.NewAppender(producer.AppenderConfig{
-		Client: cfg.Client, Topic: cfg.Topic, Logger: cfg.Logger, Failed: l.metrics.appendFailures.Inc,
+		Client: cfg.Client, Topic: cfg.Topic, Principal: cfg.Principal, Logger: cfg.Logger, Failed: l.metrics.appendFailures.Inc,
 	})
 	return l, nil
 }
@@ -179,7 +183,13 @@ func (l *Ledger) Ready() (bool, string) {
 	case <-l.refused:
 		return false, l.refusal.Error()
 	default:
-		return false, fmt.Sprintf("reading the ledger: %d of %d partitions to go", l.behind.Load(), l.cfg.Partitions)
+		why := []string{fmt.Sprintf("reading the ledger: %d of %d partitions to go", l.behind.Load(), l.cfg.Partitions)}
+		for _, fault := range []string{l.reading.Fault(), l.appender.Fault()} { // an empty partition is written to before it is read
+			if fault != "" {
+				why = append(why, fault)
+			}
+		}
+		return false, strings.Join(why, ": ")
 	}
 }
 

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -348,12 +349,12 @@ func sleep(ctx context.Context, d time.Duration) {
 }
 
 // remedy says what a person may do about an error of reading.
-func remedy(err error) string {
+func (c *Config) remedy(err error) string {
 	switch {
 	case errors.Is(err, kafka.UnknownTopicOrPartition), errors.Is(err, protocol.ErrNoTopic), errors.Is(err, protocol.ErrNoPartition):
 		return "create the topic with `packship topics create`"
 	case errors.Is(err, kafka.TopicAuthorizationFailed):
-		return "grant this client the right to read the topic"
+		return "grant " + cmp.Or(c.Principal, "this client") + " the right Read on topic " + c.Topic
 	default:
 		return ""
 	}

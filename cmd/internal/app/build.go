@@ -1,13 +1,15 @@
 package app
 
 import (
+	"cmp"
 	"runtime"
 	"runtime/debug"
 )
 
-// version is set by the linker for a release:
+// version and revision are set by the linker for a release, where the build has
+// no repository to look into:
 // -X packship/cmd/internal/app.version=v1.2.3.
-var version string
+var version, revision string
 
 // Build says which packship this is.
 type Build struct {
@@ -21,7 +23,7 @@ type Build struct {
 
 // BuildInfo reads what the linker has noted of the running program.
 func BuildInfo() Build {
-	b := Build{Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	b := Build{Version: version, Revision: revision, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()
 	if ok && b.Version == "" {
 		b.Version = info.Main.Version
@@ -35,7 +37,7 @@ func BuildInfo() Build {
 	for _, s := range info.Settings {
 		switch s.Key {
 		case "vcs.revision":
-			b.Revision = s.Value
+			b.Revision = cmp.Or(revision, s.Value)
 		case "vcs.time":
 			b.Time = s.Value
 		case "vcs.modified":

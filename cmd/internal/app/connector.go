@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -99,8 +100,14 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 	run, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	life := &lifecycle{log: c.log, fail: fail}
+	var asked atomic.Pointer[time.Time] // since when the run is over
+	defer context.AfterFunc(run, func() { now := time.Now(); asked.Store(&now) })()
 	defer func() {
-		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.ShutdownTimeout)
+		begin := time.Now()
+		if t := asked.Load(); t != nil {
+			begin = *t
+		}
+		limit, cancel := context.WithDeadline(context.WithoutCancel(ctx), begin.Add(s.ShutdownTimeout-s.reserve()/6))
 		defer cancel()
 		if cause := context.Cause(run); err == nil && ctx.Err() == nil && cause != nil {
 			err = cause
@@ -134,6 +141,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		DeadLetterTopic: s.TopicDLQ,
 		PackedTopic:     s.TopicPacked,
 		Source:          s.source(),
+		Principal:       s.Principal(),
 		Logger:          c.component("producer"),
 		Registerer:      c.registry,
 		Tracer:          c.signals.tracer(),
@@ -152,6 +160,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		CallTimeout: s.UpstreamTimeout,
 		Settle:      s.UpstreamSettle,
 		Instance:    c.name,
+		Principal:   s.Principal(),
 		Logger:      c.component("ledger"),
 		Registerer:  c.registry,
 	})
@@ -159,7 +168,15 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		return err
 	}
 	life.background(run, "ledger", memory.Run)
-	life.onStop("ledger farewell", memory.Close)
+	life.onStop("ledger farewell", func(limit context.Context) error {
+		// It spares the other replicas a wait, and that is all.
+		limit, cancel := context.WithTimeout(limit, farewellLimit)
+		defer cancel()
+		if err := memory.Close(limit); err != nil {
+			c.log.Warn("the ledger was not told of the stop, so that other replicas wait before they take over what may be open", "err", err)
+		}
+		return nil
+	})
 	c.setLedger(memory, kafka)
 	if err := memory.WaitReady(run); err != nil {
 		return unlessEnded(run, err)
@@ -187,6 +204,8 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		ClientID:         s.KafkaClientID,
 		Topic:            s.TopicPacked,
 		Name:             c.name,
+		Principal:        s.Principal(),
+		Explain:          kafka.Explain,
 		Dialer:           kafka.Dialer,
 		Client:           kafka.Client,
 		SessionTimeout:   s.KafkaSessionTimeout,
@@ -194,6 +213,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		StartAtEnd:       s.KafkaStart == "last",
 		Handover:         s.handover(),
 		StopTimeout:      s.drain(),
+		LeaveTimeout:     s.reserve() / 2,
 		CatchUp:          memory.CatchUp,
 		Resume:           memory.Resume,
 		CommitMetadata:   memory.Bookmark,
@@ -258,7 +278,7 @@ func (c *Connector) awaitKafka(ctx context.Context, k *Kafka) error {
 		if err := k.Await(ctx, changed); err != nil {
 			return err
 		}
-		err := k.CheckTopics(ctx)
+		err := k.CheckTopics(ctx, RightsToRun)
 		if _, ok := errors.AsType[*TopicsError](err); ok || ctx.Err() != nil {
 			return err
 		}
@@ -276,11 +296,16 @@ func (c *Connector) awaitKafka(ctx context.Context, k *Kafka) error {
 	}
 }
 
-// drain is how long a stop waits for calls under way. What remains of the
-// shutdown timeout is for the last commit, the ledger and leaving the group.
-func (s *Settings) drain() time.Duration {
-	return s.ShutdownTimeout - min(3*time.Second, s.ShutdownTimeout/3)
-}
+// farewellLimit bounds the ledger's farewell.
+const farewellLimit = 5 * time.Second
+
+// drain is how long a stop waits for calls under way.
+func (s *Settings) drain() time.Duration { return s.ShutdownTimeout - s.reserve() }
+
+// reserve is what a stop keeps of the shutdown timeout for what comes after the
+// calls: half of it for the last commit and leaving the group, the rest for the
+// ledger and for all that runs in the background.
+func (s *Settings) reserve() time.Duration { return min(3*time.Second, s.ShutdownTimeout/3) }
 
 // handover is one rate window: calls of the previous holder may have used it up.
 func (s *Settings) handover() time.Duration {

@@ -32,7 +32,7 @@ func (w *world) recreateLedger() {
 	eventually(w.t, "ledger deleted", func() bool { return !exists() })
 	eventually(w.t, "ledger created again", func() bool {
 		_, err := w.kafka.CreateTopics(w.t.Context(), testPartitions, min(3, len(w.settings.KafkaBrokers)))
-		return err == nil && w.kafka.CheckTopics(w.t.Context()) == nil
+		return err == nil && w.kafka.CheckTopics(w.t.Context(), RightsToRun) == nil
 	})
 }
 

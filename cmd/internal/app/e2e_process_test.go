@@ -2,19 +2,24 @@ package app
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
 
 	"packship/upstream/upstreamtest"
 )
@@ -265,4 +270,99 @@ func TestProcessExitCodes(t *testing.T) {
 		}
 	}
 	w.settings = right
+}
+
+// url waits for the HTTP server of the process and returns where it is.
+func (p *process) url() string {
+	p.t.Helper()
+	listening := regexp.MustCompile(`"http server listening","addr":"([^"]+)"`)
+	eventually(p.t, "http server listening", func() bool { return listening.MatchString(p.log.String()) })
+	return "http://" + listening.FindStringSubmatch(p.log.String())[1]
+}
+
+// TestProcessUnusableBroker starts the connector with brokers that are of no
+// use. It says why, in the log and at /readyz, goes on trying, and a stop ends
+// it at once all the same.
+func TestProcessUnusableBroker(t *testing.T) {
+	silent := listen(t, func(net.Conn) {})
+	slammed := listen(t, func(c net.Conn) { _ = c.Close() })
+	ca, stranger := newAuthority(t), newAuthority(t)
+	cert, key := ca.sign(t, 2, "127.0.0.1")
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encrypted := newCluster(t, kfake.TLS(&tls.Config{Certificates: []tls.Certificate{pair}})).ListenAddrs()[0]
+	guarded := newCluster(t, kfake.EnableSASL(), kfake.Superuser(scram512, "u", "right")).ListenAddrs()[0]
+	strangerFile := filepath.Join(t.TempDir(), "stranger.pem")
+	overwrite(t, strangerFile, stranger.pem)
+	login := func(password Secret) func(*Settings) {
+		return func(s *Settings) {
+			s.KafkaSASLMechanism, s.KafkaSASLUsername, s.KafkaSASLPassword = scram512, "u", password
+		}
+	}
+	for name, tt := range map[string]struct {
+		broker string
+		change func(*Settings)
+		want   string
+	}{
+		"accepts and is silent":      {silent, func(*Settings) {}, "does not answer in time"},
+		"is silent at the login":     {silent, login("right"), "does not answer in time"},
+		"hangs in the TLS handshake": {silent, func(s *Settings) { s.KafkaTLS = true }, "does not answer in time"},
+		"closes at once":             {slammed, func(*Settings) {}, "closes the connection at once; check whether it expects TLS"},
+		"unknown authority":          {encrypted, func(s *Settings) { s.KafkaTLS, s.KafkaTLSCaFile = true, strangerFile }, "no known authority has signed"},
+		"wrong password":             {guarded, login("wrong"), "refused the login of user"},
+		"refuses":                    {"127.0.0.1:1", func(*Settings) {}, "refuses connections"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := &world{t: t, settings: Defaults()}
+			w.settings.KafkaBrokers, w.settings.UpstreamToken, w.settings.HTTPAddr = List{tt.broker}, testToken, "127.0.0.1:0"
+			tt.change(&w.settings)
+			p := w.spawn()
+			r := &replica{t: t, url: p.url()}
+			eventually(t, "the reason at /readyz", func() bool {
+				code, body := r.get("/readyz")
+				return code == http.StatusServiceUnavailable && strings.Contains(body, tt.want)
+			})
+			eventually(t, "the reason in the log", func() bool { return strings.Contains(p.log.String(), tt.want) })
+			if code, _ := r.get("/healthz"); code != http.StatusOK {
+				t.Errorf("/healthz answers %d while kafka is unusable", code)
+			}
+			p.signal(syscall.SIGTERM)
+			if code := p.exit(); code != 0 {
+				t.Errorf("exit code %d after SIGTERM, want 0", code)
+			}
+		})
+	}
+}
+
+// listen accepts connections until the test ends, and returns where.
+func listen(t *testing.T, serve func(net.Conn)) string {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns []net.Conn
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns = append(conns, c)
+			serve(c)
+		}
+	}()
+	t.Cleanup(func() {
+		_ = l.Close()
+		<-over
+		for _, c := range conns {
+			_ = c.Close()
+		}
+	})
+	return l.Addr().String()
 }

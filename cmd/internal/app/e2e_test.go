@@ -26,7 +26,9 @@ import (
 
 // world is Kafka, the shipping API and the replicas of one end-to-end test.
 // Kafka is the embedded broker, or real brokers if PACKSHIP_TEST_BROKERS names
-// them; every test has topics and a group of its own.
+// them; every test has topics and a group of its own. With real brokers that
+// check rights, the replicas have those of the manual and no others: see
+// secure_test.go.
 type world struct {
 	t        *testing.T
 	cluster  *kfake.Cluster // nil with real brokers
@@ -93,6 +95,9 @@ func newWorld(t *testing.T, options upstreamtest.Options, change ...func(*Settin
 		t.Fatal(err)
 	}
 	settledTopics(t, w.kafka, func(ts []Topic) bool { return !slices.ContainsFunc(ts, func(t Topic) bool { return !t.Exists }) })
+	if rightsChecked() {
+		w.secure(t)
+	}
 	return w
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -176,6 +177,15 @@ func (s *Settings) kafkaSASL() sasl.Mechanism {
 	return login{s}
 }
 
+// Principal is this client as Kafka's rights name it. What a broker makes of a
+// client certificate is for its own settings to say: then it is empty.
+func (s *Settings) Principal() string {
+	if s.KafkaSASLMechanism == "" {
+		return ""
+	}
+	return "User:" + s.KafkaSASLUsername
+}
+
 // login is a SASL mechanism that reads its password anew for every connection.
 type login struct{ s *Settings }
 
@@ -242,10 +252,7 @@ func (e *UnreachableError) Unwrap() error { return e.Err }
 func (k *Kafka) Probe(ctx context.Context) error {
 	var worst *UnreachableError
 	for _, broker := range k.Brokers {
-		conn, err := k.Dialer.DialContext(ctx, "tcp", broker)
-		if err == nil {
-			err = alive(ctx, conn)
-		}
+		err := k.try(ctx, broker)
 		if err == nil {
 			return nil
 		}
@@ -256,6 +263,39 @@ func (k *Kafka) Probe(ctx context.Context) error {
 		}
 	}
 	return worst
+}
+
+// try opens a connection to a broker and asks it something. It returns when the
+// context ends: by itself kafka-go waits for the end of a login for as long as
+// the connection lasts.
+func (k *Kafka) try(ctx context.Context, broker string) error {
+	dialer := *k.Dialer
+	dialer.DialFunc = func(dialing context.Context, network, addr string) (net.Conn, error) {
+		conn, err := k.Dialer.DialFunc(dialing, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return &endingConn{Conn: conn, stop: context.AfterFunc(ctx, func() { _ = conn.Close() })}, nil
+	}
+	conn, err := dialer.DialContext(ctx, "tcp", broker)
+	if err == nil {
+		err = alive(ctx, conn)
+	}
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err() // and not that the connection was closed
+	}
+	return err
+}
+
+// endingConn is closed when a context ends, if it has not been before.
+type endingConn struct {
+	net.Conn
+	stop func() bool
+}
+
+func (c *endingConn) Close() error {
+	c.stop()
+	return c.Conn.Close()
 }
 
 // alive asks the broker a question that it answers only to those who are logged
@@ -274,11 +314,20 @@ func alive(ctx context.Context, conn *kafka.Conn) error {
 	return err
 }
 
+// Explain makes an [*UnreachableError] of the error of a connection that a broker
+// has turned away, and leaves every other error as it is.
+func (k *Kafka) Explain(err error) error {
+	if e := k.explain("", err); e.Refused {
+		return e
+	}
+	return err
+}
+
 func (k *Kafka) explain(broker string, err error) *UnreachableError {
 	s := k.settings
 	e := &UnreachableError{Err: err}
 	say := func(format string, args ...any) *UnreachableError {
-		e.Text = fmt.Sprintf("kafka broker %s ", broker) + fmt.Sprintf(format, args...)
+		e.Text = strings.TrimSpace("kafka broker "+broker) + " " + fmt.Sprintf(format, args...)
 		return e
 	}
 	var (
@@ -286,7 +335,7 @@ func (k *Kafka) explain(broker string, err error) *UnreachableError {
 		hostname         x509.HostnameError
 		invalid          x509.CertificateInvalidError
 		notTLS           tls.RecordHeaderError
-		alert            tls.AlertError
+		remote           *net.OpError
 		dns              *net.DNSError
 		own              *fileError
 	)
@@ -312,9 +361,9 @@ func (k *Kafka) explain(broker string, err error) *UnreachableError {
 	case errors.As(err, &notTLS):
 		e.Refused = true
 		return say("does not speak TLS on this port; set %s to off or use its TLS port", variable("KAFKA_TLS"))
-	case errors.As(err, &alert):
+	case errors.As(err, &remote) && remote.Op == "remote error": // an alert of TLS has no type of its own
 		e.Refused = true
-		return say("broke off the TLS handshake (%v); check %s and %s", alert, variable("KAFKA_TLS_CERT_FILE"), variable("KAFKA_TLS_KEY_FILE"))
+		return say("broke off the TLS handshake (%v); check %s and %s", remote.Err, variable("KAFKA_TLS_CERT_FILE"), variable("KAFKA_TLS_KEY_FILE"))
 	case errors.As(err, &dns):
 		return say("has no address (%v); check the name in %s", dns, variable("KAFKA_BROKERS"))
 	case errors.Is(err, syscall.ECONNREFUSED):

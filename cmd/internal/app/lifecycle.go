@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -45,29 +46,51 @@ func (l *lifecycle) background(ctx context.Context, name string, run func(ctx co
 	}()
 	l.onStop(name, func(limit context.Context) error {
 		cancel()
-		select {
-		case err := <-done:
+		end := func(err error) error {
 			if errors.Is(err, context.Canceled) {
 				return nil
 			}
 			return err
+		}
+		select {
+		case err := <-done:
+			return end(err)
 		case <-limit.Done():
-			return fmt.Errorf("did not stop: %w", limit.Err())
+		}
+		// Others may have used up the time; most parts need none.
+		select {
+		case err := <-done:
+			return end(err)
+		case <-time.After(lastMoment):
+			return errLate
 		}
 	})
 }
+
+// lastMoment is what each part has to end when the time for all is over.
+const lastMoment = 50 * time.Millisecond
+
+// errLate means that a part did not end in time.
+var errLate = errors.New("did not end in time")
 
 // stop undoes everything, last first, and joins what went wrong. All steps
 // together have until the context ends; each is given its turn even after that.
 func (l *lifecycle) stop(ctx context.Context) error {
 	var errs []error
+	var late []string
 	for _, s := range slices.Backward(l.stops) {
 		begin := time.Now()
-		if err := s.do(ctx); err != nil {
+		switch err := s.do(ctx); {
+		case errors.Is(err, errLate):
+			late = append(late, s.name)
+		case err != nil:
 			errs = append(errs, fmt.Errorf("app: stop %s: %w", s.name, err))
 		}
 		l.log.Debug("part stopped", "part", s.name, "duration", time.Since(begin))
 	}
 	l.stops = nil
+	if len(late) > 0 {
+		errs = append(errs, fmt.Errorf("app: stop: requests of %s were still under way; the end of the process has cut them off", strings.Join(late, ", ")))
+	}
 	return errors.Join(errs...)
 }

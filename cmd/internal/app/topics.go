@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ type Topic struct {
 	Name        string `json:"topic"`
 	Setting     string `json:"setting"` // the variable that names it
 	Exists      bool   `json:"exists"`
+	Hidden      bool   `json:"hidden,omitempty"` // this client has no right on it, so that it may be there or not
 	Partitions  int    `json:"partitions"`
 	Replication int    `json:"replication"`
 	Cleanup     string `json:"cleanup_policy"`
@@ -38,7 +40,9 @@ const ledgerSetting = "TOPIC_LEDGER"
 
 // Topics describes packship's topics and what is wrong with them. The error is
 // about Kafka, not about the topics.
-func (k *Kafka) Topics(ctx context.Context) ([]Topic, error) {
+func (k *Kafka) Topics(ctx context.Context) ([]Topic, error) { return k.topics(ctx, RightsToRun) }
+
+func (k *Kafka) topics(ctx context.Context, rights Rights) ([]Topic, error) {
 	s := k.settings
 	meta, err := k.Client.Metadata(ctx, &kafka.MetadataRequest{Topics: s.Topics()})
 	if err != nil {
@@ -58,7 +62,8 @@ func (k *Kafka) Topics(ctx context.Context) ([]Topic, error) {
 			topics = append(topics, t)
 			continue
 		case errors.Is(seen.Error, kafka.TopicAuthorizationFailed):
-			t.Problem = fmt.Sprintf("topic %s may not be seen by this user; grant it, or set %s", t.Name, t.Setting)
+			t.Hidden = true
+			t.Problem = fmt.Sprintf("topic %s may not be seen, if it is there; %s, or set %s", t.Name, s.grant(rights(named.name), t.Name), t.Setting)
 			topics = append(topics, t)
 			continue
 		case seen.Error != nil:
@@ -81,6 +86,40 @@ func (k *Kafka) Topics(ctx context.Context) ([]Topic, error) {
 		}
 	}
 	return topics, nil
+}
+
+// Rights tells what somebody needs on the topic that a setting names. Any of it
+// lets the topic be seen.
+type Rights func(setting string) string
+
+// RightsToRun is what a connector needs.
+func RightsToRun(setting string) string {
+	switch setting {
+	case "TOPIC_PACKED":
+		return "Read"
+	case ledgerSetting:
+		return "Read, Write and DescribeConfigs"
+	default:
+		return "Write"
+	}
+}
+
+// RightsToOperate is what the commands need that look into the topics, and send
+// orders again.
+func RightsToOperate(setting string) string {
+	switch setting {
+	case "TOPIC_PACKED":
+		return "Read and Write"
+	case ledgerSetting:
+		return "Read and DescribeConfigs"
+	default:
+		return "Read"
+	}
+}
+
+// grant asks for rights on a topic.
+func (s *Settings) grant(rights, topic string) string {
+	return fmt.Sprintf("grant %s the right %s on topic %s", cmp.Or(s.Principal(), "this client"), rights, topic)
 }
 
 // describe fills in what the topics' configurations say.
@@ -126,7 +165,7 @@ func (k *Kafka) ledgerProblem(ctx context.Context) (string, error) {
 	case err == nil:
 		return "", nil
 	case errors.Is(err, kafka.TopicAuthorizationFailed):
-		return fmt.Sprintf("ledger topic %s may not be described by this user; grant DescribeConfigs on it", s.TopicLedger), nil
+		return fmt.Sprintf("the configuration of the ledger topic may not be read; %s", s.grant("DescribeConfigs", s.TopicLedger)), nil
 	case isTrouble(err):
 		return "", err
 	default:
@@ -160,9 +199,10 @@ func retention(ms string) string {
 }
 
 // CheckTopics returns a [*TopicsError] if a topic is missing or unusable, and
-// another error if Kafka does not say.
-func (k *Kafka) CheckTopics(ctx context.Context) error {
-	topics, err := k.Topics(ctx)
+// another error if Kafka does not say. The rights are those that the caller is
+// going to need.
+func (k *Kafka) CheckTopics(ctx context.Context, rights Rights) error {
+	topics, err := k.topics(ctx, rights)
 	if err != nil {
 		return err
 	}
@@ -217,6 +257,9 @@ func (k *Kafka) CreateTopics(ctx context.Context, partitions, replication int) (
 	var failed []error
 	for _, name := range slices.Clone(created) {
 		if err := res.Errors[name]; err != nil && !errors.Is(err, kafka.TopicAlreadyExists) {
+			if errors.Is(err, kafka.TopicAuthorizationFailed) {
+				err = fmt.Errorf("%w; %s", err, k.settings.grant("Create", name))
+			}
 			failed = append(failed, fmt.Errorf("topics: create %s: %w", name, err))
 			created = slices.DeleteFunc(created, func(n string) bool { return n == name })
 		}

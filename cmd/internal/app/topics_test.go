@@ -19,7 +19,7 @@ func TestCreateTopics(t *testing.T) {
 	k := NewKafka(&s, nil, s.Topics()...)
 	defer k.Close()
 
-	err := k.CheckTopics(t.Context())
+	err := k.CheckTopics(t.Context(), RightsToRun)
 	wrong, ok := errors.AsType[*TopicsError](err)
 	if !ok || len(wrong.Problems) != 5 {
 		t.Fatalf("got %v, want five missing topics", err)
@@ -44,7 +44,7 @@ func TestCreateTopics(t *testing.T) {
 			t.Errorf("%+v: want %d partitions, 3 replicas, no problem", topic, want)
 		}
 	}
-	if err := k.CheckTopics(t.Context()); err != nil {
+	if err := k.CheckTopics(t.Context(), RightsToRun); err != nil {
 		t.Errorf("after the creation: %v", err)
 	}
 	if created, err := k.CreateTopics(t.Context(), 4, 0); err != nil || len(created) != 0 {
@@ -116,7 +116,7 @@ func TestWrongTopics(t *testing.T) {
 					t.Fatalf("%s: %v", topic, err)
 				}
 			}
-			err = k.CheckTopics(t.Context())
+			err = k.CheckTopics(t.Context(), RightsToRun)
 			wrong, ok := errors.AsType[*TopicsError](err)
 			if !ok || len(wrong.Problems) != 1 || !regexp.MustCompile(tt.want).MatchString(wrong.Problems[0]) {
 				t.Errorf("got %v, want one problem that matches %q", err, tt.want)

@@ -126,6 +126,7 @@ Settings are environment variables that begin with PACKSHIP_;
 		newConfig(std),
 		newSchema(std),
 		newVersion(std),
+		newMan(std),
 	)
 	return root
 }

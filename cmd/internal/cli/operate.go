@@ -24,7 +24,7 @@ func withOperator(ctx context.Context, std Streams, load func() (app.Settings, e
 	if err := k.Connect(ctx); err != nil {
 		return err
 	}
-	if err := k.CheckTopics(ctx); err != nil {
+	if err := k.CheckTopics(ctx, app.RightsToOperate); err != nil {
 		return err
 	}
 	return work(ctx, operate.New(&settings, k, &meter{w: std.Err, terminal: isTerminal(std.Err)}), &settings)

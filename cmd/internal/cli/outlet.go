@@ -56,7 +56,7 @@ func newOutlet(ctx context.Context, settings *app.Settings) (*outlet, error) {
 	out, err := producer.New(producer.Config{
 		Client: o.kafka.Client, PackedTopic: settings.TopicPacked,
 		ShippedTopic: settings.TopicShipped, FailedTopic: settings.TopicFailed, DeadLetterTopic: settings.TopicDLQ,
-		Source: "packship/pack", Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+		Source: "packship/pack", Principal: settings.Principal(), Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 	})
 	if err != nil {
 		o.kafka.Close()

@@ -74,6 +74,8 @@ func showTopics(std Streams, topics []app.Topic, asJSON bool) error {
 		row(w, "TOPIC\tPARTITIONS\tREPLICATION\tCLEANUP\tRETENTION\tSTATE")
 		for _, t := range topics {
 			switch {
+			case t.Hidden:
+				row(w, "%s\t-\t-\t-\t-\thidden", t.Name)
 			case !t.Exists:
 				row(w, "%s\t-\t-\t-\t-\tmissing", t.Name)
 			default:
@@ -106,7 +108,7 @@ func withKafka(ctx context.Context, work func(context.Context, *app.Kafka) error
 	if err != nil {
 		return err
 	}
-	k := app.NewKafka(&settings, nil)
+	k := app.NewKafka(&settings, nil, settings.Topics()...)
 	defer k.Close()
 	if err := k.Connect(ctx); err != nil {
 		return err

@@ -222,7 +222,7 @@ func TestImage(t *testing.T) {
 	}
 	// The linker says nothing if there is no such variable.
 	name := find(`-X packship/cmd/internal/app\.(\w+)=\$VERSION`)[0]
-	if !strings.Contains(read(t, "cmd/internal/app/build.go"), "\nvar "+name+" string\n") {
+	if !strings.Contains(read(t, "cmd/internal/app/build.go"), "\nvar "+name+", revision string\n") {
 		t.Errorf("the version is stamped into %s, which is not in build.go", name)
 	}
 	if strings.Count(dockerfile, "\nFROM scratch\n") != 1 || !strings.Contains(dockerfile, "CGO_ENABLED=0") {

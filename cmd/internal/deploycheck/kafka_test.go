@@ -3,7 +3,9 @@ package deploycheck
 import (
 	"context"
 	"errors"
+	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -138,6 +140,77 @@ func TestRightsSuffice(t *testing.T) {
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestMissingRightIsNamed takes each right of the page away in turn, and looks
+// for it where a person would: in the error with which packship ends, or in the
+// reason why it is not ready.
+func TestMissingRightIsNamed(t *testing.T) {
+	all := rights(t, "of the connector")
+	users := map[string][]kfake.ACL{"creator": rights(t, "to create"), "stranger": nil}
+	lacking := func(i int) string { return fmt.Sprintf("lacks-%d", i) }
+	for i := range all {
+		users[lacking(i)] = slices.Delete(slices.Clone(all), i, i+1)
+	}
+	as := guarded(t, users)
+	creator, stranger := as("creator"), as("stranger")
+	if _, err := connect(t, &creator).CreateTopics(t.Context(), 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	// From the end: only the first that gets as far as the ledger finds it empty,
+	// and has to write to it at once.
+	for i, acl := range slices.Backward(all) {
+		t.Run(fmt.Sprintf("%s on %s", acl.Operation, acl.Name), func(t *testing.T) {
+			s := as(lacking(i))
+			c, err := app.New(s, app.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			run, stop := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- c.Run(run) }()
+			operation := map[kmsg.ACLOperation]string{kmsg.ACLOperationRead: "Read", kmsg.ACLOperationWrite: "Write", kmsg.ACLOperationDescribeConfigs: "DescribeConfigs"}[acl.Operation]
+			kind := map[kmsg.ACLResourceType]string{kmsg.ACLResourceTypeTopic: "topic", kmsg.ACLResourceTypeGroup: "group"}[acl.Resource]
+			want := fmt.Sprintf("grant User:%s the right %s on %s %s", lacking(i), operation, kind, acl.Name)
+			said := ""
+			for end := time.Now().Add(patience); !strings.Contains(said, want); time.Sleep(20 * time.Millisecond) {
+				select {
+				case err := <-ended:
+					ended <- nil
+					if said = err.Error(); !strings.Contains(said, want) {
+						t.Fatalf("ended with %q, want %q in it", said, want)
+					}
+				default:
+					_, said = c.Ready()
+				}
+				if time.Now().After(end) {
+					t.Fatalf("not ready because %q, want %q in it", said, want)
+				}
+			}
+			stop()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+
+	k := connect(t, &stranger)
+	topics, err := k.Topics(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, topic := range topics {
+		if !topic.Hidden || topic.Exists || !strings.Contains(topic.Problem, "grant User:stranger the right ") {
+			t.Errorf("to a user without rights, a topic is %+v", topic)
+		}
+	}
+	if err := k.CheckTopics(t.Context(), app.RightsToOperate); err == nil || !strings.Contains(err.Error(), "the right Read and Write on topic "+stranger.TopicPacked) {
+		t.Errorf("commands say %v", err)
+	}
+	stranger.TopicDLQ = "another"
+	if _, err := k.CreateTopics(t.Context(), 1, 1); err == nil || !strings.Contains(err.Error(), "grant User:stranger the right Create on topic another") {
+		t.Errorf("creating topics says %v", err)
 	}
 }
 

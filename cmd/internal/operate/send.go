@@ -82,7 +82,7 @@ func (o *Operator) producing(ctx context.Context, work func(context.Context, *pr
 	out, err := producer.New(producer.Config{
 		Client: o.kafka.Client, PackedTopic: s.TopicPacked,
 		ShippedTopic: s.TopicShipped, FailedTopic: s.TopicFailed, DeadLetterTopic: s.TopicDLQ,
-		Source: "packship/" + s.KafkaGroupID, Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+		Source: "packship/" + s.KafkaGroupID, Principal: s.Principal(), Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 	})
 	if err != nil {
 		return err

@@ -187,7 +187,7 @@ func TestTraceForgotten(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.kafka = k
-	eventually(t, "topics there", func() bool { return k.CheckTopics(t.Context()) == nil })
+	eventually(t, "topics there", func() bool { return k.CheckTopics(t.Context(), app.RightsToRun) == nil })
 	if s := w.trace(1); s.Shipments[0].State != life.StateShipped || len(s.Shipments) != 1 || len(s.Results) != 1 {
 		t.Errorf("shipped: %+v", s)
 	}

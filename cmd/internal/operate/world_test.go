@@ -95,7 +95,7 @@ func newWorld(t *testing.T, change ...func(*app.Settings)) *world {
 	if _, err := w.kafka.CreateTopics(t.Context(), testPartitions, 1); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "topics there", func() bool { return w.kafka.CheckTopics(t.Context()) == nil })
+	eventually(t, "topics there", func() bool { return w.kafka.CheckTopics(t.Context(), app.RightsToRun) == nil })
 	return w
 }
 

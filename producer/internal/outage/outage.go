@@ -30,6 +30,7 @@ type Log struct {
 	mu     sync.Mutex
 	failed map[int]Gravity // the things that fail at present
 	since  time.Time
+	fault  string // what is wrong, as it was last logged
 }
 
 // New returns a Log that speaks of what, "appending" for instance. If remedy is
@@ -56,9 +57,11 @@ func (l *Log) Failed(n int, g Gravity, err error) {
 		return
 	}
 	attrs := []any{"what", l.what, "partition", n, "err", err}
+	l.fault = err.Error()
 	if l.remedy != nil {
 		if r := l.remedy(err); r != "" {
 			attrs = append(attrs, "remedy", r)
+			l.fault += "; " + r
 		}
 	}
 	if g == Lasting {
@@ -66,6 +69,16 @@ func (l *Log) Failed(n int, g Gravity, err error) {
 		return
 	}
 	l.log.Warn("failing, trying again", attrs...)
+}
+
+// Fault says what is wrong and what to do, "" if nothing fails.
+func (l *Log) Fault() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.failed) == 0 {
+		return ""
+	}
+	return l.fault
 }
 
 // Worked notes that thing n works. It logs if that ends an outage.
