@@ -34,7 +34,7 @@ vuln: ## known vulnerabilities in what the program calls
 	go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...
 
 man: ## manual pages of all commands
-	go run ./cmd/packship man bin/man1
+	go run ./cmd/internal/manual bin/man1
 
 sbom: ## bill of materials of the binary, as CycloneDX JSON
 	mkdir -p bin

@@ -94,6 +94,9 @@ func do(work func(ctx context.Context, args []string) error) func(*cobra.Command
 	}
 }
 
+// Commands returns the tree of all commands, for those who write about them.
+func Commands() *cobra.Command { return newRoot(Streams{}) }
+
 func newRoot(std Streams) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "packship",
@@ -126,7 +129,6 @@ Settings are environment variables that begin with PACKSHIP_;
 		newConfig(std),
 		newSchema(std),
 		newVersion(std),
-		newMan(std),
 	)
 	return root
 }
