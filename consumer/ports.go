@@ -29,9 +29,11 @@ type Ledger interface {
 	// Refuse settles a shipment that needs no call: it appends an intent and
 	// the outcome of the given round in one go. Like Settle, it may lose.
 	Refuse(ctx context.Context, s *schema.Shipment, eventID string, o schema.Outcome) error
-	// Related lists the other shipments of the same order that were shipped as
-	// a part of it, or that an attempt may have shipped.
-	Related(ctx context.Context, s *schema.Shipment) ([]schema.Related, error)
+	// ShippedParts lists the other shipments of the same order that were
+	// shipped as a part of it, and InDoubt those that an attempt may have
+	// shipped.
+	ShippedParts(ctx context.Context, s *schema.Shipment) ([]schema.Shipment, error)
+	InDoubt(ctx context.Context, s *schema.Shipment) ([]schema.Shipment, error)
 	// Stored returns the outcome that answers the event.
 	Stored(ctx context.Context, s *schema.Shipment, eventID string) (schema.Outcome, error)
 }

@@ -212,14 +212,14 @@ const mishapPause = 5 * time.Second
 // step settles an order that nobody holds if that needs no call, and makes an
 // attempt if it does.
 func (s *Shipper) step(ctx context.Context, o *order, standing schema.Standing) error {
-	related, err := s.cfg.Ledger.Related(ctx, &o.Shipment)
+	shipped, err := s.cfg.Ledger.ShippedParts(ctx, &o.Shipment)
 	if err != nil {
 		return err
 	}
 	if !o.validated {
 		o.violations, o.validated = s.cfg.Upstream.Validate(o.Packed), true
 	}
-	violations := slices.Concat(o.violations, overlaps(o, related))
+	violations := slices.Concat(o.violations, overlaps(o, shipped))
 	switch {
 	case len(violations) > 0:
 		return s.refuse(ctx, o, standing, invalid(violations))
@@ -236,10 +236,10 @@ func (s *Shipper) step(ctx context.Context, o *order, standing schema.Standing) 
 
 // overlaps lists the parts of the order that were shipped already, and would be
 // again: rule V26.
-func overlaps(o *order, related []schema.Related) (violations []schema.Violation) {
-	for _, other := range related {
-		common, overlap := o.Shipment.Overlaps(&other.Shipment)
-		if !other.Shipped || !overlap {
+func overlaps(o *order, shipped []schema.Shipment) (violations []schema.Violation) {
+	for _, other := range shipped {
+		common, overlap := o.Shipment.Overlaps(&other)
+		if !overlap {
 			continue
 		}
 		field, message := "sub_tid", fmt.Sprintf("sub-orders %s were shipped already, with waybill %s; leave them out", strings.Join(common, ","), other.OutSID)
@@ -334,13 +334,13 @@ func (s *Shipper) conclude(ctx context.Context, o *order, hold schema.Hold, answ
 // already, although this shipment has not been tried: if another one may have
 // been, its waybill may be on the order.
 func (s *Shipper) shippedByOther(ctx context.Context, o *order, answer schema.Answer) (*schema.Failure, error) {
-	related, err := s.cfg.Ledger.Related(ctx, &o.Shipment)
+	doubtful, err := s.cfg.Ledger.InDoubt(ctx, &o.Shipment)
 	if err != nil {
 		return nil, err
 	}
 	failure := refused(answer)
-	for _, other := range related {
-		if _, overlap := o.Shipment.Overlaps(&other.Shipment); overlap && other.Doubt {
+	for _, other := range doubtful {
+		if _, overlap := o.Shipment.Overlaps(&other); overlap {
 			failure.Reason, failure.Class = reasonOtherWaybill, classNeedsHuman
 			failure.Redrivable, failure.MaybeShipped = true, true
 			failure.Advice = fmt.Sprintf("The order may have been shipped with waybill %s of %s, by an earlier call whose outcome is not known; look it up, and change the waybill on the platform if it is the wrong one.",

@@ -31,11 +31,15 @@ func part(t *testing.T, subs, waybill string) (*schema.Record, *schema.Packed) {
 	return rec, p
 }
 
-// relatedTo returns what the ledger says of another shipment.
-func relatedTo(t *testing.T, subs, waybill string, shipped bool) schema.Related {
+// knows has the ledger know of another shipment of the order.
+func (l *memoryLedger) knows(t *testing.T, subs, waybill string, shipped bool) {
 	t.Helper()
 	_, p := part(t, subs, waybill)
-	return schema.Related{Shipment: p.Shipment, Shipped: shipped, Doubt: !shipped}
+	if shipped {
+		l.parts = append(l.parts, p.Shipment)
+	} else {
+		l.doubtful = append(l.doubtful, p.Shipment)
+	}
 }
 
 // decodeResult reads the event of an outcome.
@@ -88,7 +92,7 @@ func TestShipperKnowsTheOtherParts(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newBench(nil, tt.answer)
 				for _, o := range tt.others {
-					b.ledger.related = append(b.ledger.related, relatedTo(t, o.subs, o.waybill, o.shipped))
+					b.ledger.knows(t, o.subs, o.waybill, o.shipped)
 				}
 				rec, p := part(t, tt.subs, "W9")
 				if err := b.shipper.Handle(t.Context(), b.gate, rec, p, nil); err != nil {
@@ -131,7 +135,7 @@ func TestShipperKnowsTheOtherParts(t *testing.T) {
 func TestShipperReportsAllRules(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(nil, yes)
-		b.ledger.related = []schema.Related{relatedTo(t, "11", "W1", true)}
+		b.ledger.knows(t, "11", "W1", true)
 		b.upstream.violations = []schema.Violation{{Rule: "V05", Field: "out_sid", Message: "no"}}
 		rec, p := part(t, "11", "W9")
 		if err := b.shipper.Handle(t.Context(), b.gate, rec, p, nil); err != nil {

@@ -31,7 +31,8 @@ type memoryLedger struct {
 	// beforeClaim runs before a claim is decided, as a rival that is faster.
 	beforeClaim func()
 	settleErr   error
-	related     []schema.Related
+	// parts and doubtful are the other shipments of the order.
+	parts, doubtful []schema.Shipment
 	// storedErrs are what Stored answers before it answers.
 	storedErrs []error
 }
@@ -59,8 +60,12 @@ func (l *memoryLedger) Look(_ *schema.Shipment, event string) schema.Standing {
 	return st
 }
 
-func (l *memoryLedger) Related(context.Context, *schema.Shipment) ([]schema.Related, error) {
-	return l.related, nil
+func (l *memoryLedger) ShippedParts(context.Context, *schema.Shipment) ([]schema.Shipment, error) {
+	return l.parts, nil
+}
+
+func (l *memoryLedger) InDoubt(context.Context, *schema.Shipment) ([]schema.Shipment, error) {
+	return l.doubtful, nil
 }
 
 func (l *memoryLedger) Wait(ctx context.Context, _ *schema.Shipment, _ string, _ schema.Standing, until time.Time) error {

@@ -138,15 +138,6 @@ type Standing struct {
 	LostBefore time.Time
 }
 
-// Related is another shipment of the same order that has a bearing on one.
-type Related struct {
-	Shipment
-	// Shipped is true if it was shipped, as a part of the order.
-	Shipped bool
-	// Doubt is true if an attempt may have shipped it, or may be about to.
-	Doubt bool
-}
-
 // State is a state of a shipment.
 type State int
 

@@ -113,9 +113,9 @@ func (r *Reader) Look(s *schema.Shipment, event string) schema.Standing {
 	return r.ledger.Look(s, event)
 }
 
-// Related lists the other shipments of the same order, like [Ledger.Related].
-func (r *Reader) Related(ctx context.Context, s *schema.Shipment) ([]schema.Related, error) {
-	return r.ledger.Related(ctx, s)
+// ShippedParts lists the other parts of the order, like [Ledger.ShippedParts].
+func (r *Reader) ShippedParts(ctx context.Context, s *schema.Shipment) ([]schema.Shipment, error) {
+	return r.ledger.ShippedParts(ctx, s)
 }
 
 // Shipped reports whether the ledger knows the shipment as shipped.

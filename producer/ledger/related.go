@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/segmentio/kafka-go"
-
 	"packship/schema"
 )
 
@@ -77,23 +75,35 @@ func isPart(canonical []byte) bool {
 	return bytes.HasPrefix(canonical, []byte("1:1"))
 }
 
-// Related lists the other shipments of the same order that have a bearing on one:
-// those that were shipped as a part of it, and those that an attempt may have
+// ShippedParts lists the other shipments of the same order that were shipped as a
+// part of it. It tries for as long as ctx lives.
+func (l *Ledger) ShippedParts(ctx context.Context, s *schema.Shipment) ([]schema.Shipment, error) {
+	return l.others(ctx, s, func(r related) bool { return r.shipped })
+}
+
+// InDoubt lists the other shipments of the same order that an attempt may have
 // shipped, or may be about to. It tries for as long as ctx lives.
-func (l *Ledger) Related(ctx context.Context, s *schema.Shipment) ([]schema.Related, error) {
+func (l *Ledger) InDoubt(ctx context.Context, s *schema.Shipment) ([]schema.Shipment, error) {
+	return l.others(ctx, s, func(r related) bool { return r.doubt })
+}
+
+// others lists those of the other shipments of an order that are wanted.
+func (l *Ledger) others(ctx context.Context, s *schema.Shipment, wanted func(related) bool) (others []schema.Shipment, err error) {
 	p := l.partition(s)
 	p.mu.Lock()
 	found := p.fold.related(s.Key())
 	p.mu.Unlock()
-	var others []schema.Related
 	for _, r := range found {
+		if !wanted(r) {
+			continue
+		}
 		other, ok, err := l.shipmentAt(ctx, p, r.offset)
 		if err != nil {
 			return nil, fmt.Errorf("ledger: other shipments of order %s: %w", s.TID, err)
 		}
 		// Two orders may share a prefix, and a record may be gone.
 		if ok && other.Key() == r.key && other.Order() == s.Order() {
-			others = append(others, schema.Related{Shipment: other, Shipped: r.shipped, Doubt: r.doubt})
+			others = append(others, other)
 		}
 	}
 	return others, nil
@@ -102,23 +112,13 @@ func (l *Ledger) Related(ctx context.Context, s *schema.Shipment) ([]schema.Rela
 // shipmentAt returns the shipment that the record at an offset is about. It
 // reports false if there is no such record.
 func (l *Ledger) shipmentAt(ctx context.Context, p *partition, offset int64) (s schema.Shipment, ok bool, err error) {
-	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
-		b, err := l.fetchBytes(ctx, p.n, offset, 1, fetchWait)
-		if err == nil && len(b.records) > 0 {
-			f := &b.records[0]
-			s, ok := schema.ParseShipment(string(f.key))
-			return s, ok && f.offset == offset, nil
-		}
-		if errors.Is(err, kafka.OffsetOutOfRange) {
-			// It was deleted, or a follower that is behind has answered.
-			if first, _, err := l.ends(ctx, p.n); err == nil && offset < first {
-				return schema.Shipment{}, false, nil
-			}
-		}
-		if ctx.Err() != nil {
-			return schema.Shipment{}, false, errors.Join(context.Cause(ctx), err)
-		}
-		l.log.Debug("record not read, trying again", "partition", p.n, "offset", offset, "err", err)
-		sleep(ctx, backoff)
+	r, err := l.recordAt(ctx, p, offset)
+	switch {
+	case errors.Is(err, errGone):
+		return schema.Shipment{}, false, nil
+	case err != nil:
+		return schema.Shipment{}, false, err
 	}
+	s, ok = schema.ParseShipment(r.shipment)
+	return s, ok, nil
 }

@@ -47,27 +47,38 @@ func (l *Ledger) Stored(ctx context.Context, s *schema.Shipment, event string) (
 
 // outcomeAt reads the outcome of a shipment from the log.
 func (l *Ledger) outcomeAt(ctx context.Context, p *partition, key schema.Key, offset int64, shipment string) ([]byte, error) {
+	r, err := l.recordAt(ctx, p, offset)
+	var body []byte
+	if err == nil {
+		body, err = r.outcomeOf(shipment)
+	}
+	if errors.Is(err, errGone) {
+		l.drop(ctx, p, key, offset)
+		err = fmt.Errorf("%w: %w", ErrNotSettled, err)
+	}
+	return body, err
+}
+
+// recordAt reads the record of a shipment at an offset from the log. It tries for
+// as long as ctx lives. The error wraps errGone if there is no such record.
+func (l *Ledger) recordAt(ctx context.Context, p *partition, offset int64) (stored, error) {
 	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
-		body, err := l.stored[p.n].get(ctx, offset, shipment, func(from int64) (batch, error) {
+		r, err := l.stored[p.n].get(ctx, offset, func(from int64) (batch, error) {
 			return l.fetch(ctx, p.n, from)
 		})
-		if err == nil {
-			return body, nil
+		if err == nil || errors.Is(err, errGone) {
+			return r, err
 		}
-		gone := errors.Is(err, errGone)
 		if errors.Is(err, kafka.OffsetOutOfRange) {
 			// It was deleted, or a follower that is behind has answered.
-			first, _, err := l.ends(ctx, p.n)
-			gone = err == nil && offset < first
-		}
-		if gone {
-			l.drop(ctx, p, key, offset)
-			return nil, fmt.Errorf("%w: %w", ErrNotSettled, err)
+			if first, _, failed := l.ends(ctx, p.n); failed == nil && offset < first {
+				return stored{}, fmt.Errorf("%w: %w", errGone, err)
+			}
 		}
 		if ctx.Err() != nil {
-			return nil, err
+			return stored{}, err
 		}
-		l.log.Debug("outcome not read, trying again", "partition", p.n, "offset", offset, "err", err)
+		l.log.Debug("record not read, trying again", "partition", p.n, "offset", offset, "err", err)
 		sleep(ctx, backoff)
 	}
 }
@@ -97,10 +108,10 @@ func (p *partition) forget(key schema.Key, offset int64, horizon time.Duration) 
 	return d.n > dayOf(p.newest.Add(-horizon))
 }
 
-// errGone means that another record, or none, stands where an outcome was read.
+// errGone means that another record, or none, stands where one was read before.
 var errGone = errors.New("the record is no longer there")
 
-// readAhead keeps the outcomes of the last few fetches of a partition.
+// readAhead keeps the records of the last few fetches of a partition.
 type readAhead struct {
 	// turn is taken over a fetch: whoever wants a neighbour waits for it. It is
 	// no mutex, because a fetch may hang and those behind it have their own
@@ -112,41 +123,50 @@ type readAhead struct {
 // readAheadChunks bounds what a partition keeps to as many MiB.
 const readAheadChunks = 3
 
-// chunk has the outcomes of the log from one offset up to another.
+// chunk has the records of shipments from one offset of the log up to another.
 type chunk struct {
 	from, next int64
-	outcomes   map[int64]stored
+	records    map[int64]stored
 }
 
+// stored is a record of a shipment, and the outcome in it, nil if it has none.
 type stored struct {
 	shipment string
-	body     []byte
+	outcome  []byte
+}
+
+// outcomeOf returns the outcome if it is one of the shipment.
+func (r *stored) outcomeOf(shipment string) ([]byte, error) {
+	if r.shipment != shipment || r.outcome == nil {
+		return nil, errGone
+	}
+	return r.outcome, nil
 }
 
 func newReadAhead() *readAhead { return &readAhead{turn: make(chan struct{}, 1)} }
 
-// get returns the outcome of a shipment at an offset.
-func (r *readAhead) get(ctx context.Context, offset int64, shipment string, fetch func(from int64) (batch, error)) ([]byte, error) {
+// get returns the record at an offset.
+func (r *readAhead) get(ctx context.Context, offset int64, fetch func(from int64) (batch, error)) (stored, error) {
 	select {
 	case r.turn <- struct{}{}:
 		defer func() { <-r.turn }()
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return stored{}, context.Cause(ctx)
 	}
 	c := r.find(offset)
 	if c == nil {
 		b, err := fetch(offset)
 		if err != nil {
-			return nil, err
+			return stored{}, err
 		}
 		c = chunkOf(offset, b)
 		r.chunks = append([]*chunk{c}, r.chunks[:min(len(r.chunks), readAheadChunks-1)]...)
 	}
-	o, ok := c.outcomes[offset]
-	if !ok || o.shipment != shipment {
-		return nil, errGone
+	record, ok := c.records[offset]
+	if !ok {
+		return stored{}, errGone
 	}
-	return o.body, nil
+	return record, nil
 }
 
 // find returns the chunk that has an offset, and moves it to the front.
@@ -162,10 +182,10 @@ func (r *readAhead) find(offset int64) *chunk {
 }
 
 func chunkOf(from int64, b batch) *chunk {
-	c := &chunk{from: from, next: b.next, outcomes: make(map[int64]stored)}
+	c := &chunk{from: from, next: b.next, records: make(map[int64]stored, len(b.records))}
 	for _, f := range b.records {
-		if r, err := decode(f.value); err == nil && r.Kind == kindOutcome {
-			c.outcomes[f.offset] = stored{shipment: string(f.key), body: r.Outcome}
+		if r, err := decode(f.value); err == nil && len(f.key) > 0 {
+			c.records[f.offset] = stored{shipment: string(f.key), outcome: r.Outcome}
 		}
 	}
 	return c

@@ -256,7 +256,11 @@ func TestStoredOfAnother(t *testing.T) {
 		shipment string
 		want     error
 	}{{10, "k", nil}, {10, "other", errGone}, {11, "k", errGone}, {9, "k", errGone}} {
-		got, err := r.get(t.Context(), tt.offset, tt.shipment, func(int64) (batch, error) { return b, nil })
+		record, err := r.get(t.Context(), tt.offset, func(int64) (batch, error) { return b, nil })
+		var got []byte
+		if err == nil {
+			got, err = record.outcomeOf(tt.shipment)
+		}
 		if !errors.Is(err, tt.want) || err == nil && string(got) != body {
 			t.Errorf("%d of %s: got %s, %v", tt.offset, tt.shipment, got, err)
 		}

@@ -44,7 +44,7 @@ type rehearsal struct {
 	shipped map[schema.Key]struct{}
 	failed  map[schema.Key]*failing
 	// parts are those of split orders that are shipped by the rehearsal.
-	parts map[schema.OrderKey][]schema.Related
+	parts map[schema.OrderKey][]schema.Shipment
 
 	now fate // of the record that is being handled
 	hit bool // whether that is decided
@@ -60,7 +60,7 @@ func newRehearsal(s *app.Settings, orders *app.Orders, l *ledger.Reader) *rehear
 	r := &rehearsal{
 		gate: consumer.OpenGate(), ledger: l, orders: orders,
 		calls: map[string]int64{}, shipped: map[schema.Key]struct{}{}, failed: map[schema.Key]*failing{},
-		parts: map[schema.OrderKey][]schema.Related{},
+		parts: map[schema.OrderKey][]schema.Shipment{},
 	}
 	r.shipper = consumer.NewShipper(consumer.ShipperConfig{
 		Ledger: r, Upstream: r, Publisher: r,
@@ -139,7 +139,7 @@ func (r *rehearsal) Settle(_ context.Context, s *schema.Shipment, event string, 
 		r.shipped[key] = struct{}{}
 		delete(r.failed, key)
 		if s.IsPart() {
-			r.parts[s.Order()] = append(r.parts[s.Order()], schema.Related{Shipment: *s, Shipped: true})
+			r.parts[s.Order()] = append(r.parts[s.Order()], *s)
 		}
 		return nil
 	}
@@ -162,10 +162,15 @@ func (r *rehearsal) Refuse(_ context.Context, s *schema.Shipment, event string, 
 	return nil
 }
 
-// Related lists the other shipments of the order by the ledger and the rehearsal.
-func (r *rehearsal) Related(ctx context.Context, s *schema.Shipment) ([]schema.Related, error) {
-	related, err := r.ledger.Related(ctx, s)
-	return slices.Concat(related, r.parts[s.Order()]), err
+// ShippedParts lists the other parts of the order by the ledger and the rehearsal.
+func (r *rehearsal) ShippedParts(ctx context.Context, s *schema.Shipment) ([]schema.Shipment, error) {
+	parts, err := r.ledger.ShippedParts(ctx, s)
+	return slices.Concat(parts, r.parts[s.Order()]), err
+}
+
+// InDoubt is not called: no answer of the rehearsal says that an order is shipped.
+func (*rehearsal) InDoubt(context.Context, *schema.Shipment) ([]schema.Shipment, error) {
+	return nil, nil
 }
 
 // The reasons of failures of records that are older than the ledger remembers,
