@@ -708,12 +708,22 @@ func (f *simFindings) order() {
 			if !before.Done.IsZero() && before.Done.Before(over) {
 				over = before.Done
 			}
-			if c.Arrived.Add(simSlack).Before(over) {
+			if c.Arrived.Add(simSlack).Before(over) && !f.overtaken(before, c) {
 				f.violate("I8", c.Shipment.TID, "call %d came while call %d for the same order was under way", c.N, before.N)
 			}
 		}
 		byOrder[k] = c
 	}
+}
+
+// overtaken reports whether a call was already pointless when the next one of the
+// same order came, by a replica of another group: news of its shipment's success
+// had reached the ledger late, and that group went on to the next shipment.
+// Within a group the caller itself is in charge of all of them.
+func (f *simFindings) overtaken(call, next *simCall) bool {
+	return f.s.profile.groups > 1 && call.shipment != next.shipment && slices.ContainsFunc(f.outcomes[call.shipment], func(o *simOutcome) bool {
+		return o.Verdict == schema.Shipped && o.entry.at.After(call.Arrived) && !o.entry.at.After(next.Arrived)
+	})
 }
 
 // bounded checks I9, and that no process said what it must not.
