@@ -83,6 +83,18 @@ func TestLinksLead(t *testing.T) {
 	}
 }
 
+// TestEveryPageIsFound wants each page of docs to be linked from the README, so
+// that nobody has to know its name.
+func TestEveryPageIsFound(t *testing.T) {
+	all := pages(t)
+	readme := all["README.md"]
+	for page := range all {
+		if page != "README.md" && !strings.Contains(readme, "]("+page+")") {
+			t.Errorf("README.md does not link to %s", page)
+		}
+	}
+}
+
 var settingName = regexp.MustCompile(`\bPACKSHIP_[A-Z0-9_]*[A-Z0-9]\b`)
 
 // TestSettingsAreSpeltRight looks at every name of a setting, wherever it stands.
