@@ -421,7 +421,7 @@ func (f *simFindings) succession(key string, earlier []*simHold, h *simHold) {
 			f.violate("I3", tid, "call %d was answered by row %d, then its hold was released and call %d made", c.N, c.Row, h.call.N)
 			continue
 		}
-		excuse := p.process.excuse(c.Arrived, h.call.Arrived)
+		excuse := cmp.Or(p.process.excuse(c.Arrived, h.call.Arrived), p.process.missed(c, set.UpstreamTimeout))
 		if excuse == "" && p.process != h.process {
 			excuse = f.s.brokerTrouble(c.Arrived, h.call.Arrived)
 		}

@@ -293,6 +293,7 @@ var simFaults = slices.Concat([]simFault{
 		switch r.IntN(4) {
 		case 0:
 			n = p.api.breakConns(nil)
+			p.apiCut()
 		case 1:
 			n = p.kafka.breakConns(brokerAt(int32(r.IntN(simBrokers))))
 		default:

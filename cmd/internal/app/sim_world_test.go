@@ -145,7 +145,8 @@ type simProcess struct {
 	told      bool  // to stop
 	dead      time.Time
 	impaired  []simImpairment
-	unhealthy []string // log lines that must not be
+	cuts      []time.Time // guarded by mu; of the connections to the API
+	unhealthy []string    // log lines that must not be
 }
 
 // simImpairment is a time in which a process could not do all that it should.
@@ -409,6 +410,29 @@ func (p *simProcess) impair(what string) (over func()) {
 		defer p.mu.Unlock()
 		p.impaired[i].to = time.Now()
 	}
+}
+
+// apiCut notes that the process's connections to the API are cut now.
+func (p *simProcess) apiCut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cuts = append(p.cuts, time.Now())
+}
+
+// missed says why the process may not have heard an answer that the API gave: its
+// connection was cut while the answer was on its way, or its time was up.
+func (p *simProcess) missed(c *simCall, timeout time.Duration) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, at := range p.cuts {
+		if !at.Before(c.Done) && !at.After(c.Done.Add(simSlack)) {
+			return "cut off on the way"
+		}
+	}
+	if c.Done.Sub(c.Arrived) > timeout-simSlack {
+		return "just too late"
+	}
+	return ""
 }
 
 // excuse returns what kept the process from its work at some time between two
