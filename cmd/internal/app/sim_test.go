@@ -257,7 +257,7 @@ func (s *simulation) settle() {
 func (s *simulation) drained() bool {
 	const (
 		limit      = 3 * time.Hour
-		perReplica = 130
+		perReplica = 110
 		ourOwn     = 60
 	)
 	for end := time.Now().Add(limit); s.lag() > 0; {
