@@ -29,16 +29,16 @@ func (k *Kafka) Progress(ctx context.Context) ([]Progress, error) {
 // ProgressOf tells how far a group has come in every partition of a topic, in
 // their order.
 func (k *Kafka) ProgressOf(ctx context.Context, group, topic string) ([]Progress, error) {
-	bounds, err := k.bounds(ctx, topic)
+	ranges, err := k.Ranges(ctx, topic)
 	if err != nil {
 		return nil, fmt.Errorf("offsets: %w", err)
 	}
-	list := make([]Progress, len(bounds))
-	ids := make([]int, len(bounds))
+	list := make([]Progress, len(ranges))
+	ids := make([]int, len(ranges))
 	index := map[int]int{}
-	for i, b := range bounds {
-		list[i] = Progress{Partition: b.Partition, First: b.FirstOffset, End: b.LastOffset, Committed: -1}
-		ids[i], index[b.Partition] = b.Partition, i
+	for i, r := range ranges {
+		list[i] = Progress{Partition: r.Partition, First: r.From, End: r.To, Committed: -1}
+		ids[i], index[r.Partition] = r.Partition, i
 	}
 	var res *kafka.OffsetFetchResponse
 	err = patiently(ctx, func() (err error) { // a group's coordinator may yet have to be found

@@ -41,8 +41,8 @@ func (k *Kafka) Ranges(ctx context.Context, topic string) ([]Range, error) {
 }
 
 // Read calls each for every record of a range of a topic, in the order of the
-// log. Unlike [Kafka.Scan] it puts up with brokers that fail for a while. It
-// returns the first error of each, or Kafka's.
+// log. It puts up with brokers that fail for a while, and returns the first error
+// of each, or Kafka's.
 func (k *Kafka) Read(ctx context.Context, topic string, r Range, each func(*schema.Record) error) error {
 	var stopped error
 	once := func(rec *schema.Record) error {

@@ -106,4 +106,9 @@ func TestRead(t *testing.T) {
 	if progress, err := k.Progress(t.Context()); err != nil || progress[1].Committed != -1 || progress[1].Lag() != 4 {
 		t.Errorf("progress of a group that nobody has heard of: %+v, %v", progress, err)
 	}
+
+	failing = c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: s.TopicPacked, Err: kerr.NotLeaderForPartition, Count: 3})
+	if progress, err := k.Progress(t.Context()); err != nil || progress[1].Lag() != 4 || failing.Hits() != 3 {
+		t.Errorf("progress while a leader moves: %+v, %v, %d failed", progress, err, failing.Hits())
+	}
 }

@@ -15,21 +15,19 @@ import (
 )
 
 // Scan calls each for every record that a topic holds at this moment, partition
-// by partition, in the order of the log. It returns the first error of each, or
-// Kafka's.
+// by partition, in the order of the log. It puts up with brokers that fail for a
+// while, and returns the first error of each, or Kafka's.
 //
 // Where to end is asked of the partitions' leaders beforehand. A fetch does not
 // tell it: a follower may answer one, with an end of its own that is older.
 func (k *Kafka) Scan(ctx context.Context, topic string, each func(*schema.Record) error) error {
-	bounds, err := k.bounds(ctx, topic)
+	ranges, err := k.Ranges(ctx, topic)
 	if err != nil {
 		return fmt.Errorf("scan: %w", err)
 	}
-	for _, b := range bounds {
-		for offset := b.FirstOffset; offset < b.LastOffset; {
-			if offset, err = k.fetch(ctx, topic, b.Partition, offset, b.LastOffset, each); err != nil {
-				return fmt.Errorf("scan %s: partition %d: %w", topic, b.Partition, err)
-			}
+	for _, r := range ranges {
+		if err := k.Read(ctx, topic, r, each); err != nil {
+			return fmt.Errorf("scan: %w", err)
 		}
 	}
 	return nil

@@ -31,18 +31,23 @@ func (s *simulation) violate(invariant, tid, format string, args ...any) {
 	s.trouble = append(s.trouble, simViolation{invariant, tid, fmt.Sprintf(format, args...)})
 }
 
-// countGoroutines returns how many goroutines the simulation has now. They bear
-// its label.
+// countGoroutines returns how many goroutines the simulation has now, without
+// those of the embedded brokers: they keep their ends of the connections of
+// replicas that have crashed. What belongs to the simulation bears its label.
 func (s *simulation) countGoroutines() int {
 	var profile bytes.Buffer
 	if err := pprof.Lookup("goroutine").WriteTo(&profile, 1); err != nil {
 		s.violate("simulation", "", "%v", err)
 	}
-	label, count, total := fmt.Sprintf("# labels: {%q:%q}", simLabel, strconv.FormatUint(s.seed, 10)), 0, 0
-	for line := range strings.Lines(profile.String()) {
-		if n, _, ok := strings.Cut(line, " @ "); ok {
-			count, _ = strconv.Atoi(n)
-		} else if strings.TrimSpace(line) == label {
+	label, total := fmt.Sprintf("# labels: {%q:%q}\n", simLabel, strconv.FormatUint(s.seed, 10)), 0
+	_, stacks, _ := strings.Cut(profile.String(), "\n") // after the title
+	for stack := range strings.SplitSeq(stacks, "\n\n") {
+		if strings.Contains(stack, label) && !strings.Contains(stack, "/kfake.") {
+			n, _, _ := strings.Cut(stack, " @ ")
+			count, err := strconv.Atoi(n)
+			if err != nil {
+				s.violate("simulation", "", "a profile of goroutines: %v", err)
+			}
 			total += count
 		}
 	}

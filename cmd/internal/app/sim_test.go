@@ -257,8 +257,8 @@ func (s *simulation) settle() {
 func (s *simulation) drained() bool {
 	const (
 		limit      = 3 * time.Hour
-		perReplica = 110
-		ourOwn     = 60
+		perReplica = 40
+		ourOwn     = 20
 	)
 	for end := time.Now().Add(limit); s.lag() > 0; {
 		if time.Now().After(end) {
