@@ -32,7 +32,7 @@ func TestSecretsStaySecret(t *testing.T) {
 		"admin token":     "secret-of-the-admin-4714",
 		"wrong token":     "secret-that-was-mistyped-4715",
 	}
-	const shipped, failed, unauthorised, echoed, undead = 1, 2, 3, 4, 5
+	const shipped, failed, unauthorised, echoed, undead, moved = 1, 2, 3, 4, 5, 6
 	guarded := newCluster(t, kfake.EnableSASL(), kfake.Superuser("PLAIN", "packship", secrets["Kafka password"]))
 	dir := t.TempDir()
 	accounts := filepath.Join(dir, "accounts.yaml")
@@ -59,6 +59,10 @@ func TestSecretsStaySecret(t *testing.T) {
 		Kind: upstreamtest.Raw, TID: fmt.Sprint(echoed), Token: secrets["API token"], Body: `{"code":614,"msg":"Bearer ` + secrets["API token"] + `","data":[{"msg":"` + secrets["API token"] + `"}]}`,
 	})
 	w.sim.AddFault(upstreamtest.Fault{Kind: upstreamtest.HTTPStatus(401), Token: secrets["wrong token"]})
+	// And one that says so in the address of a redirect.
+	w.sim.AddFault(upstreamtest.Fault{
+		Kind: upstreamtest.Redirect(http.StatusTemporaryRedirect), TID: fmt.Sprint(moved), Location: "http://elsewhere.test/?token=" + secrets["API token"],
+	})
 
 	var said strings.Builder // all that the process and the commands say
 	w.produce(
@@ -85,6 +89,11 @@ func TestSecretsStaySecret(t *testing.T) {
 		t.Fatalf("the operator is not shown the link with which the shop is authorised:\n%s", body)
 	}
 	said.WriteString(strings.ReplaceAll(body, link, ""))
+	w.produce(order(moved, ""))
+	eventually(t, "the account is halted for the redirect", func() bool {
+		_, body := r.get("/api/status")
+		return strings.Contains(body, `"http_redirect"`)
+	})
 	for _, path := range []string{"/", "/metrics", "/readyz", "/healthz", "/api/orders/1", "/api/orders/2", "/api/orders/3", "/api/orders/4", "/api/orders/404"} {
 		_, body := r.get(path)
 		said.WriteString(body)
@@ -148,7 +157,7 @@ func TestSecretsStaySecret(t *testing.T) {
 		}
 	}
 	// What must be there if the test has looked at what it means to.
-	for _, mark := range []string{"goroutine ", `"status":"shipped"`, "packship_calls_total", "not_json", redacted, "$ packship trace 1: <nil>", "$ packship replay --from first: <nil>"} {
+	for _, mark := range []string{"goroutine ", `"status":"shipped"`, "packship_calls_total", "not_json", "http_redirect", redacted, "$ packship trace 1: <nil>", "$ packship replay --from first: <nil>"} {
 		if !strings.Contains(all, mark) {
 			t.Errorf("nothing of what was searched holds %q", mark)
 		}
