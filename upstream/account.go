@@ -671,8 +671,8 @@ func (a *account) judgeShop(t *Turn, f *finding, left time.Time) {
 		now := time.Now()
 		forget(a.repaired, now.Add(-a.cfg.Timeout))
 		a.repaired[id] = s.hold.allowed
+		a.metrics.parked.WithLabelValues(s.hold.reason).Dec()
 		s.hold = nil
-		a.metrics.parked.Dec()
 		a.readmit(s)
 	}
 	if s = a.shops[id]; s != nil && s.hold == nil && s.faults == 0 {
@@ -691,10 +691,10 @@ func (a *account) park(id, reason, url string) {
 	if s.hold != nil {
 		s.hold.timer.Stop()
 		h.since = s.hold.since
-	} else {
-		a.metrics.parked.Inc()
+		a.metrics.parked.WithLabelValues(s.hold.reason).Dec()
 	}
 	s.hold = h
+	a.metrics.parked.WithLabelValues(reason).Inc()
 	h.next = time.Now().Add(a.cfg.HaltProbe)
 	h.timer = time.AfterFunc(a.cfg.HaltProbe, func() { a.unpark(id) })
 	a.note(a.logger.Warn, "shop parked", "shop_id", id, "reason", reason, "next_probe", a.cfg.HaltProbe)

@@ -1153,7 +1153,8 @@ func TestMetrics(t *testing.T) {
 			`packship_unreachable_total{account="default"}`,
 			`packship_unrecognised_answers_total{account="default"}`,
 			`packship_waybill_mismatches_total{}`,
-			`packship_shops_parked{}`,
+			`packship_shops_parked{reason="shop_not_authorized"}`,
+			`packship_shops_parked{reason="address_book_entry_invalid"}`,
 		} {
 			if v, ok := before[want]; !ok || v != 0 {
 				t.Errorf("%s: got %g, %t, want 0 from the start", want, v, ok)
@@ -1181,12 +1182,12 @@ func TestMetrics(t *testing.T) {
 			`packship_throttled_total{account="default",source="http_429"}`:                          1,
 			`packship_unrecognised_answers_total{account="default"}`:                                 1,
 			`packship_withheld_points_total{account="default"}`:                                      1,
-			`packship_shops_parked{}`: 1,
-			`packship_account_halted{account="default",reason="access_token_invalid"}`: 1,
-			`packship_breaker_state{account="default"}`:                                0,
-			`packship_calls_in_flight{account="default"}`:                              0,
-			`packship_slot_window_seconds{account="default"}`:                          1.05,
-			`packship_call_duration_seconds{account="default",outcome="unknown"}`:      2,
+			`packship_shops_parked{reason="shop_not_authorized"}`:                                    1,
+			`packship_account_halted{account="default",reason="access_token_invalid"}`:               1,
+			`packship_breaker_state{account="default"}`:                                              0,
+			`packship_calls_in_flight{account="default"}`:                                            0,
+			`packship_slot_window_seconds{account="default"}`:                                        1.05,
+			`packship_call_duration_seconds{account="default",outcome="unknown"}`:                    2,
 		}
 		for name, v := range want {
 			if after[name] != v {

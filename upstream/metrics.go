@@ -23,7 +23,7 @@ type metrics struct {
 	withheld     *prometheus.CounterVec
 	balance      *prometheus.GaugeVec
 	halted       *prometheus.GaugeVec
-	parked       prometheus.Gauge
+	parked       *prometheus.GaugeVec
 	unreachable  *prometheus.CounterVec
 	unrecognised *prometheus.CounterVec
 	mismatches   prometheus.Counter
@@ -53,7 +53,7 @@ func newMetrics(reg prometheus.Registerer, accounts []Account) (*metrics, error)
 		withheld:     counter("withheld_points_total", "Points that the API says it has charged.", "account"),
 		balance:      gauge("balance_points", "Points that are left of the configured balance; absent for accounts without one.", "account"),
 		halted:       gauge("account_halted", "1 while the account is halted for the reason.", "account", "reason"),
-		parked:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "packship_shops_parked", Help: "Shops whose orders are held."}),
+		parked:       gauge("shops_parked", "Shops whose orders are held, by the reason.", "reason"),
 		unreachable:  counter("unreachable_total", "Calls that could not be sent because there was no connection.", "account"),
 		unrecognised: counter("unrecognised_answers_total", "Answers that are in no row of the answer table.", "account"),
 		mismatches: prometheus.NewCounter(prometheus.CounterOpts{
@@ -68,6 +68,9 @@ func newMetrics(reg prometheus.Registerer, accounts []Account) (*metrics, error)
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("upstream: register metrics: %w", err)
 		}
+	}
+	for _, reason := range answers.parkReasons() {
+		m.parked.WithLabelValues(reason)
 	}
 	for _, a := range accounts {
 		m.zero(a.Name)
@@ -138,6 +141,18 @@ func (t *table) haltReasons() []string {
 		}
 	}
 	return reasons
+}
+
+// parkReasons lists the reasons for which a shop can be parked.
+func (t *table) parkReasons() []string {
+	var reasons []string
+	for _, r := range t.rows {
+		if r.action == actPark || r.number == rowAddress || shopFaultRows[r.number] {
+			reasons = append(reasons, r.slug)
+		}
+	}
+	slices.Sort(reasons)
+	return slices.Compact(reasons)
 }
 
 func (m *metrics) called(account string, f *finding, took time.Duration) {

@@ -107,7 +107,7 @@ func TestEveryFaultShows(t *testing.T) {
 		},
 		"the shop is not authorised": {
 			strike: api(upstreamtest.Fault{Kind: upstreamtest.ShopUnauthorised, Count: 1}),
-			metric: []string{"packship_shops_parked"},
+			metric: []string{"packship_shops_parked", "reason=shop_not_authorized"},
 			line:   []string{"level=WARN", "shop parked", "shop_id=" + testShop},
 		},
 		"a connection is reset": {
