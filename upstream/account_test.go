@@ -1197,6 +1197,33 @@ func TestMetrics(t *testing.T) {
 	})
 }
 
+// TestParkedIsCounted parks a shop, has its probe meet another reason, and then
+// succeed: it is counted once all the time, and under the reason of that time.
+func TestParkedIsCounted(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	inBubble(t, func(c *Config) { c.Registerer = reg }, func(b bubble) {
+		t, u, a := b.t, b.u, b.api
+		const unauthorised, noUser = `packship_shops_parked{reason="shop_not_authorized"}`, `packship_shops_parked{reason="user_session_missing"}`
+		counted := func(when string, want1, want2 float64) {
+			t.Helper()
+			if got := series(t, reg); got[unauthorised] != want1 || got[noUser] != want2 {
+				t.Errorf("%s: got %g and %g, want %g and %g", when, got[unauthorised], got[noUser], want1, want2)
+			}
+		}
+		a.script(noShop, answerText(614, "没有用户ID"), success)
+		send(t, u, order(1))
+		counted("parked", 1, 0)
+		u.Unpark("S1")
+		send(t, u, order(2))
+		counted("the probe meets another reason", 0, 1)
+		u.Unpark("S1")
+		if got := send(t, u, order(3)); got.Action != schema.ActSucceed {
+			t.Errorf("got %+v", got)
+		}
+		counted("unparked", 0, 0)
+	})
+}
+
 // series returns the value of every counter and gauge, and the count of every
 // histogram.
 func series(t *testing.T, reg *prometheus.Registry) map[string]float64 {
