@@ -134,10 +134,11 @@ func New(cfg Config) (*Ledger, error) {
 		l.stored = append(l.stored, newReadAhead())
 	}
 	l.behind.Store(int32(cfg.Partitions)) //nolint:gosec // a partition count
-	l.metrics = newMetrics(cfg.Registerer, l)
+	l.metrics = newMetrics(cfg.Registerer)
 	l.appender = producer.NewAppender(producer.AppenderConfig{
 		Client: cfg.Client, Topic: cfg.Topic, Principal: cfg.Principal, Logger: cfg.Logger, Failed: l.metrics.appendFailures.Inc,
 	})
+	exposeStatus(cfg.Registerer, l)
 	return l, nil
 }
 

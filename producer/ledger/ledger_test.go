@@ -916,6 +916,45 @@ packship_takeovers_total 1
 	}
 }
 
+// scrapedAtOnce is a registry that is scraped whenever it gets a collector, as
+// one that is already served can be.
+type scrapedAtOnce struct {
+	*prometheus.Registry
+	tb testing.TB
+}
+
+func (s scrapedAtOnce) Register(c prometheus.Collector) error {
+	err := s.Registry.Register(c)
+	if _, failed := s.Gather(); failed != nil {
+		s.tb.Error(failed)
+	}
+	return err
+}
+
+func (s scrapedAtOnce) MustRegister(all ...prometheus.Collector) {
+	for _, c := range all {
+		if err := s.Register(c); err != nil {
+			panic(err)
+		}
+	}
+}
+
+// TestScrapeWhileMade has the metrics asked for while the ledger is not whole.
+func TestScrapeWhileMade(t *testing.T) {
+	reg := scrapedAtOnce{prometheus.NewPedanticRegistry(), t}
+	_, err := New(Config{
+		Client: &kafka.Client{}, Topic: "ledger", Partitions: 1, Horizon: testHorizon,
+		StartBy: testStartBy, CallTimeout: 15 * time.Second, Settle: 30 * time.Second,
+		Instance: "a", Logger: quiet, Registerer: reg,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := testutil.GatherAndCount(reg, "packship_in_doubt"); err != nil || n != 1 {
+		t.Errorf("got %d series, %v", n, err)
+	}
+}
+
 func TestNewReportsAllProblems(t *testing.T) {
 	_, err := New(Config{})
 	if err == nil {

@@ -15,8 +15,8 @@ type metrics struct {
 	appendFailures, readFailures prometheus.Counter
 }
 
-// newMetrics registers the metrics of a ledger with reg, which may be nil.
-func newMetrics(reg prometheus.Registerer, l *Ledger) *metrics {
+// newMetrics registers what a ledger counts and times with reg, which may be nil.
+func newMetrics(reg prometheus.Registerer) *metrics {
 	auto := promauto.With(reg)
 	seconds := prometheus.ExponentialBuckets(0.001, 2, 14) // 1 ms to 8 s
 	records := auto.NewCounterVec(prometheus.CounterOpts{
@@ -55,6 +55,13 @@ func newMetrics(reg prometheus.Registerer, l *Ledger) *metrics {
 	for _, k := range kinds {
 		m.records[k] = records.WithLabelValues(string(k))
 	}
+	return m
+}
+
+// exposeStatus registers the metrics that read the ledger's status with reg,
+// which may be nil. They may be asked for at once, so the ledger must be whole.
+func exposeStatus(reg prometheus.Registerer, l *Ledger) {
+	auto := promauto.With(reg)
 	auto.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "packship_ledger_damaged",
 		Help: "1 if records of the ledger were lost or cannot be read, or its topic is set so that they will be.",
@@ -72,5 +79,4 @@ func newMetrics(reg prometheus.Registerer, l *Ledger) *metrics {
 		Name: "packship_in_doubt",
 		Help: "Shipments without an outcome of which an attempt may have shipped.",
 	}, func() float64 { return float64(l.Status().InDoubt) })
-	return m
 }
