@@ -56,10 +56,10 @@ type Upstream interface {
 
 // Turn is a place in front of the rate limiter. It is used once.
 type Turn interface {
-	// Send makes one call. Until the first byte is written, it gives up when
-	// gate ends or startBy passes, and answers that nothing was reached; from
-	// then on only the call's own time limit ends it.
-	Send(gate context.Context, startBy time.Time) schema.Answer
+	// Send makes one call for the hold. Until the first byte is written, it
+	// gives up when gate ends or the hold's StartBy passes, and answers that
+	// nothing was reached; from then on only the call's own time limit ends it.
+	Send(gate context.Context, hold schema.Hold) schema.Answer
 	// Leave gives the place back if it has not been used. It may always be
 	// called.
 	Leave()

@@ -277,7 +277,7 @@ func (s *Shipper) attempt(ctx context.Context, o *order, standing schema.Standin
 	traceClaim(span, hold, standing.Holder)
 	o.tried = true
 	s.underWay.step(o.rec, StepCall)
-	answer := turn.Send(open, hold.StartBy)
+	answer := turn.Send(open, hold)
 	traceAnswer(span, answer)
 	s.underWay.step(o.rec, StepSettle)
 	s.underWay.trouble(o.rec, nil)

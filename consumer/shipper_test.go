@@ -177,7 +177,7 @@ type scriptedUpstream struct {
 	foreign    bool
 	calls      int
 	at         []time.Time
-	startBy    []time.Time
+	holds      []schema.Hold // what the calls were made for
 	onSend     func()
 	admitted   int
 	again      []bool // what Admit was told
@@ -198,8 +198,8 @@ func (u *scriptedUpstream) Admit(ctx context.Context, _ *schema.Packed, again bo
 }
 func (u *scriptedUpstream) Leave() { u.left++ }
 
-func (u *scriptedUpstream) Send(gate context.Context, startBy time.Time) schema.Answer {
-	if gate.Err() != nil || time.Now().After(startBy) {
+func (u *scriptedUpstream) Send(gate context.Context, hold schema.Hold) schema.Answer {
+	if gate.Err() != nil || time.Now().After(hold.StartBy) {
 		return schema.Answer{Action: schema.ActHold, Reason: "not_sent"}
 	}
 	if u.onSend != nil {
@@ -208,7 +208,7 @@ func (u *scriptedUpstream) Send(gate context.Context, startBy time.Time) schema.
 	a := u.answers[min(u.calls, len(u.answers)-1)]
 	u.calls++
 	u.at = append(u.at, time.Now())
-	u.startBy = append(u.startBy, startBy)
+	u.holds = append(u.holds, hold)
 	return a
 }
 
@@ -462,7 +462,7 @@ func TestShipperGivesAnUnansweredCallItsTime(t *testing.T) {
 				if got := b.upstream.at[1].Sub(b.upstream.at[0]); got != tt.pause {
 					t.Errorf("second call %v after the first, want %v", got, tt.pause)
 				}
-				if got := b.upstream.startBy[1].Sub(b.upstream.at[1]); got != 5*time.Second {
+				if got := b.upstream.holds[1].StartBy.Sub(b.upstream.at[1]); got != 5*time.Second {
 					t.Errorf("second call may start for %v, want a fresh 5s", got)
 				}
 			})
@@ -480,6 +480,11 @@ func TestShipperLetsRetriesGoFirst(t *testing.T) {
 		}
 		if diff := cmp.Diff([]bool{false, true, true}, b.upstream.again); diff != "" {
 			t.Errorf("comes again (-want +got):\n%s", diff)
+		}
+		for i, doubt := range []bool{false, false, true} {
+			if got := b.upstream.holds[i].Doubt; got != doubt {
+				t.Errorf("call %d: made in doubt %t, want %t", i+1, got, doubt)
+			}
 		}
 		b = newBench(nil, yes)
 		b.ledger.standing = schema.Standing{State: schema.StateHeld, Round: 1, Holder: "dead-1", FreeAt: time.Now()}

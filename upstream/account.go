@@ -181,6 +181,9 @@ func newAccount(cfg *Config, c *Account, m *metrics) (*account, error) {
 		IsExcluded:    func(err error) bool { return errors.Is(err, errExcluded) },
 	})
 	m.window.WithLabelValues(a.name).Set(a.pacer.base.Seconds())
+	if err := m.slots(cfg.Registerer, a.name, func() int { return a.pacer.held(time.Now()) }); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 
@@ -490,12 +493,13 @@ func (a *account) giveUp(t *Turn, trouble error) schema.Answer {
 	return answer
 }
 
-// conclude draws the conclusions from the answer to a call.
-func (a *account) conclude(t *Turn, x exchange, l *launch) schema.Answer {
+// conclude draws the conclusions from the answer to a call. Doubt is true if it
+// followed an attempt of which nobody knows the outcome.
+func (a *account) conclude(t *Turn, x exchange, l *launch, doubt bool) schema.Answer {
 	arrived, left := l.times()
 	a.metrics.slotWait.WithLabelValues(a.name).Observe(left.Sub(arrived).Seconds())
 	f := answers.read(x.reply, t.packed, policy{retryMax: a.cfg.RetryMax, backoff: a.cfg.RetryBackoff})
-	a.metrics.called(a.name, &f, x.took)
+	a.metrics.called(a.name, &f, x.took, doubt)
 	a.mu.Lock()
 	defer a.unlock()
 	if a.unreached {

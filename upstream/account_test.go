@@ -132,7 +132,7 @@ func sendLater(t *testing.T, u *Upstream, p *schema.Packed) <-chan schema.Answer
 		if err != nil {
 			return
 		}
-		done <- turn.Send(t.Context(), time.Now().Add(time.Minute))
+		done <- turn.Send(t.Context(), schema.Hold{StartBy: time.Now().Add(time.Minute)})
 	}()
 	return done
 }
@@ -345,7 +345,7 @@ func TestBreakerTrialIsLeft(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := turn.Send(ended, time.Time{}); got.Reason != "not_sent" {
+		if got := turn.Send(ended, schema.Hold{}); got.Reason != "not_sent" {
 			t.Errorf("got %+v", got)
 		}
 		if got := send(t, u, order(9)); got.Action != schema.ActSucceed {
@@ -372,7 +372,7 @@ func TestHaltAndResume(t *testing.T) {
 					if err != nil {
 						return
 					}
-					got := turn.Send(ctx, time.Now().Add(time.Minute))
+					got := turn.Send(ctx, schema.Hold{StartBy: time.Now().Add(time.Minute)})
 					mu.Lock()
 					switch got.Action {
 					case schema.ActSucceed:
@@ -862,7 +862,7 @@ func TestAdmitIsFair(t *testing.T) {
 					return
 				}
 				granted[i] = turn.granted
-				turn.Send(t.Context(), time.Time{})
+				turn.Send(t.Context(), schema.Hold{})
 			})
 			synctest.Wait()
 		}
@@ -969,7 +969,7 @@ func TestStorm(t *testing.T) {
 					if pick(20) == 0 {
 						cancel()
 					}
-					got := turn.Send(ctx, time.Now().Add(time.Duration(pick(3000))*time.Millisecond))
+					got := turn.Send(ctx, schema.Hold{StartBy: time.Now().Add(time.Duration(pick(3000)) * time.Millisecond)})
 					turn.Leave()
 					cancel()
 					if got.Action == schema.ActSucceed || got.Action == schema.ActFail {
@@ -1147,7 +1147,9 @@ func TestMetrics(t *testing.T) {
 			`packship_throttled_total{account="default",source="http_429"}`,
 			`packship_throttled_total{account="default",source="text"}`,
 			`packship_slot_wait_seconds{account="default"}`,
-			`packship_withheld_points_total{account="default"}`,
+			`packship_withheld_points_total{account="default",charged_for="ship"}`,
+			`packship_withheld_points_total{account="default",charged_for="repeat"}`,
+			`packship_slots_held{account="default"}`,
 			`packship_account_halted{account="default",reason="access_token_invalid"}`,
 			`packship_account_halted{account="default",reason="http_redirect"}`,
 			`packship_unreachable_total{account="default"}`,
@@ -1181,7 +1183,8 @@ func TestMetrics(t *testing.T) {
 			`packship_calls_total{account="default",class="needs_human",outcome="unknown"}`:          2,
 			`packship_throttled_total{account="default",source="http_429"}`:                          1,
 			`packship_unrecognised_answers_total{account="default"}`:                                 1,
-			`packship_withheld_points_total{account="default"}`:                                      1,
+			`packship_withheld_points_total{account="default",charged_for="ship"}`:                   1,
+			`packship_withheld_points_total{account="default",charged_for="repeat"}`:                 0,
 			`packship_shops_parked{reason="shop_not_authorized"}`:                                    1,
 			`packship_account_halted{account="default",reason="access_token_invalid"}`:               1,
 			`packship_breaker_state{account="default"}`:                                              0,
@@ -1194,6 +1197,40 @@ func TestMetrics(t *testing.T) {
 				t.Errorf("%s: got %g, want %g", name, after[name], v)
 			}
 		}
+	})
+}
+
+// TestMetricsOfACall makes a call that follows one without a known outcome, and
+// one that does not: their points are told apart, and each takes a place of the
+// rate limit for a window.
+func TestMetricsOfACall(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	inBubble(t, func(c *Config) { c.Registerer = reg; c.Accounts[0].RatePerSecond = 10 }, func(b bubble) {
+		t, u := b.t, b.u
+		b.api.delay = 100 * time.Millisecond
+		shows := func(when string, ship, repeat, held float64) {
+			t.Helper()
+			got := series(t, reg)
+			for name, want := range map[string]float64{
+				`packship_withheld_points_total{account="default",charged_for="ship"}`:   ship,
+				`packship_withheld_points_total{account="default",charged_for="repeat"}`: repeat,
+				`packship_slots_held{account="default"}`:                                 held,
+			} {
+				if got[name] != want {
+					t.Errorf("%s: %s is %g, want %g", when, name, got[name], want)
+				}
+			}
+		}
+		send(t, u, order(1))
+		shows("after a call", 1, 0, 1)
+		turn, err := u.Admit(t.Context(), order(2), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		turn.Send(t.Context(), schema.Hold{Doubt: true})
+		shows("after a repeated one", 1, 1, 2)
+		time.Sleep(time.Second)
+		shows("a second later", 1, 1, 0)
 	})
 }
 

@@ -114,7 +114,7 @@ func TestAdmitThoseThatComeAgainFirst(t *testing.T) {
 				got = append(got, fmt.Sprintf("%s %d", map[bool]string{false: "new", true: "again"}[again], i+1))
 				mu.Unlock()
 				b.api.script(success)
-				if a := turn.Send(t.Context(), time.Now().Add(time.Minute)); a.Action != schema.ActSucceed {
+				if a := turn.Send(t.Context(), schema.Hold{StartBy: time.Now().Add(time.Minute)}); a.Action != schema.ActSucceed {
 					t.Errorf("order %d: %+v", i+1, a)
 				}
 			})
@@ -122,7 +122,7 @@ func TestAdmitThoseThatComeAgainFirst(t *testing.T) {
 		}
 		for _, turn := range turns {
 			b.api.script(success)
-			turn.Send(t.Context(), time.Now().Add(time.Minute))
+			turn.Send(t.Context(), schema.Hold{StartBy: time.Now().Add(time.Minute)})
 			synctest.Wait()
 		}
 		wg.Wait()

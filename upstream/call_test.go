@@ -206,7 +206,7 @@ func TestRefusedCallIsSilent(t *testing.T) {
 			gate, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			done := make(chan schema.Answer, 1)
-			go func() { done <- turn.Send(gate, time.Now().Add(tt.startBy)) }()
+			go func() { done <- turn.Send(gate, schema.Hold{StartBy: time.Now().Add(tt.startBy)}) }()
 			conns.wait(t)
 			waitFor(t, "the call to stand in line", func() bool { return len(u.accounts[0].pacer.line) == 1 })
 			tt.refuse(u, cancel)
@@ -412,7 +412,7 @@ func TestStaleConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := make(chan schema.Answer, 1)
-	go func() { done <- turn.Send(t.Context(), time.Time{}) }()
+	go func() { done <- turn.Send(t.Context(), schema.Hold{}) }()
 	waitFor(t, "the call to stand in line", func() bool { return len(u.accounts[0].pacer.line) == 1 })
 	close(closeFirst)
 	if got := <-done; got.Action != schema.ActSucceed {
@@ -440,7 +440,7 @@ func TestEarlyAnswer(t *testing.T) {
 	u.accounts[0].pacer.limiter.Allow()
 	turn := admitEarly(t, u, order(1))
 	done := make(chan schema.Answer, 1)
-	go func() { done <- turn.Send(t.Context(), time.Time{}) }()
+	go func() { done <- turn.Send(t.Context(), schema.Hold{}) }()
 	waitFor(t, "the call to stand in line", func() bool { return len(u.accounts[0].pacer.line) == 1 })
 	close(inLine)
 	got := <-done
@@ -581,7 +581,7 @@ func TestTimeoutStartsWithTheToken(t *testing.T) {
 		send(t, u, order(1))
 		turn := admitEarly(t, u, order(2))
 		start := time.Now()
-		got := turn.Send(t.Context(), time.Time{})
+		got := turn.Send(t.Context(), schema.Hold{})
 		if got.Action != schema.ActSucceed {
 			t.Errorf("got %+v", got)
 		}
@@ -590,7 +590,7 @@ func TestTimeoutStartsWithTheToken(t *testing.T) {
 		}
 		delay = 6 * time.Second
 		turn = admitEarly(t, u, order(3))
-		if got := turn.Send(t.Context(), time.Time{}); got.Effect != schema.EffectUnknown {
+		if got := turn.Send(t.Context(), schema.Hold{}); got.Effect != schema.EffectUnknown {
 			t.Errorf("got %+v, want an unknown outcome", got)
 		}
 	})
@@ -628,7 +628,7 @@ func TestGateEndsAfterTheCallLeft(t *testing.T) {
 	}
 	gate, cancel := context.WithCancel(t.Context())
 	done := make(chan schema.Answer, 1)
-	go func() { done <- turn.Send(gate, time.Now().Add(time.Minute)) }()
+	go func() { done <- turn.Send(gate, schema.Hold{StartBy: time.Now().Add(time.Minute)}) }()
 	<-arrived
 	cancel()
 	close(goOn)
@@ -703,7 +703,7 @@ func TestSlowDial(t *testing.T) {
 				t.Fatal(err)
 			}
 			start := time.Now()
-			if got := turn.Send(t.Context(), time.Now().Add(tt.startBy)); got.Reason != tt.reason {
+			if got := turn.Send(t.Context(), schema.Hold{StartBy: time.Now().Add(tt.startBy)}); got.Reason != tt.reason {
 				t.Errorf("start within %s: got %s, want %s", tt.startBy, got.Reason, tt.reason)
 			}
 			if d, limit := time.Since(start), min(tt.startBy, dialTimeout); d != limit {
@@ -748,7 +748,7 @@ func TestTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	cancel()
-	if got := turn.Send(gate, time.Time{}); got.Reason != "not_sent" {
+	if got := turn.Send(gate, schema.Hold{}); got.Reason != "not_sent" {
 		t.Errorf("got %+v", got)
 	}
 	if n := requests.Load(); n != 4 {
@@ -767,8 +767,8 @@ func TestTurnIsUsedOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	turn.Send(t.Context(), time.Time{})
-	if got := turn.Send(t.Context(), time.Time{}); got.Action != schema.ActHold || got.Reason != "not_sent" {
+	turn.Send(t.Context(), schema.Hold{})
+	if got := turn.Send(t.Context(), schema.Hold{}); got.Action != schema.ActHold || got.Reason != "not_sent" {
 		t.Errorf("second send: got %+v", got)
 	}
 	turn.Leave()
@@ -779,7 +779,7 @@ func TestTurnIsUsedOnce(t *testing.T) {
 	}
 	turn.Leave()
 	turn.Leave()
-	if got := turn.Send(t.Context(), time.Time{}); got.Action != schema.ActHold {
+	if got := turn.Send(t.Context(), schema.Hold{}); got.Action != schema.ActHold {
 		t.Errorf("send after leave: got %+v", got)
 	}
 	a := u.accounts[0]

@@ -68,7 +68,7 @@ func send(t *testing.T, u *Upstream, p *schema.Packed) schema.Answer {
 		t.Fatalf("admit %s: %v", p.TID, err)
 	}
 	defer turn.Leave()
-	return turn.Send(t.Context(), time.Now().Add(time.Minute))
+	return turn.Send(t.Context(), schema.Hold{StartBy: time.Now().Add(time.Minute)})
 }
 
 const success = `{"code":0,"msg":"成功","msec":1193,"time":1612416107,"data":[{"withholding_money":1,"success":true}]}`

@@ -50,7 +50,7 @@ func newMetrics(reg prometheus.Registerer, accounts []Account) (*metrics, error)
 		slotWait: histogram("slot_wait_seconds", "Time that a call waits for its place in the rate limit once its connection stands.",
 			[]float64{0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5}, "account"),
 		window:       gauge("slot_window_seconds", "What the rate limit takes for one second; it grows when the API throttles.", "account"),
-		withheld:     counter("withheld_points_total", "Points that the API says it has charged.", "account"),
+		withheld:     counter("withheld_points_total", "Points that the API says it has charged, by whether the call followed up one without a known outcome.", "account", "charged_for"),
 		balance:      gauge("balance_points", "Points that are left of the configured balance; absent for accounts without one.", "account"),
 		halted:       gauge("account_halted", "1 while the account is halted for the reason.", "account", "reason"),
 		parked:       gauge("shops_parked", "Shops whose orders are held, by the reason.", "reason"),
@@ -78,13 +78,29 @@ func newMetrics(reg prometheus.Registerer, accounts []Account) (*metrics, error)
 	return m, nil
 }
 
+// slots shows how many places of an account's rate limit are taken. It is asked
+// for when it is read, since a place becomes free without anything happening.
+func (*metrics) slots(reg prometheus.Registerer, account string, held func() int) error {
+	err := reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "packship_slots_held", Help: "Calls that left within the last slot window; at the rate limit's number the next one waits.",
+		ConstLabels: prometheus.Labels{"account": account},
+	}, func() float64 { return float64(held()) }))
+	if err != nil {
+		return fmt.Errorf("upstream: register metrics: %w", err)
+	}
+	return nil
+}
+
 // zero creates the series of an account.
 func (m *metrics) zero(account string) {
 	for _, k := range answers.callKinds() {
 		m.calls.WithLabelValues(account, k.outcome, k.class)
 		m.duration.WithLabelValues(account, k.outcome)
 	}
-	for _, vec := range []*prometheus.CounterVec{m.withheld, m.unreachable, m.unrecognised} {
+	for _, purpose := range []string{chargedForShip, chargedForRepeat} {
+		m.withheld.WithLabelValues(account, purpose)
+	}
+	for _, vec := range []*prometheus.CounterVec{m.unreachable, m.unrecognised} {
 		vec.WithLabelValues(account)
 	}
 	for _, vec := range []*prometheus.GaugeVec{m.inFlight, m.breaker, m.window, m.noToken} {
@@ -98,6 +114,14 @@ func (m *metrics) zero(account string) {
 		m.halted.WithLabelValues(account, reason)
 	}
 }
+
+// What points are charged for, as a metric label.
+const (
+	chargedForShip = "ship"
+	// chargedForRepeat means that the call followed an attempt of which nobody
+	// knows the outcome, which may have been charged for, too.
+	chargedForRepeat = "repeat"
+)
 
 // callKind is a pair of labels of the calls metric.
 type callKind struct{ outcome, class string }
@@ -155,7 +179,9 @@ func (t *table) parkReasons() []string {
 	return slices.Compact(reasons)
 }
 
-func (m *metrics) called(account string, f *finding, took time.Duration) {
+// called notes an answered call. Doubt is true if it followed an attempt of which
+// nobody knows the outcome.
+func (m *metrics) called(account string, f *finding, took time.Duration, doubt bool) {
 	m.calls.WithLabelValues(account, f.Effect.String(), f.Class).Inc()
 	m.duration.WithLabelValues(account, f.Effect.String()).Observe(took.Seconds())
 	if f.unrecognised {
@@ -165,6 +191,10 @@ func (m *metrics) called(account string, f *finding, took time.Duration) {
 		m.throttled.WithLabelValues(account, string(f.source)).Inc()
 	}
 	if f.Exchange != nil && f.Exchange.Withheld > 0 {
-		m.withheld.WithLabelValues(account).Add(float64(f.Exchange.Withheld))
+		purpose := chargedForShip
+		if doubt {
+			purpose = chargedForRepeat
+		}
+		m.withheld.WithLabelValues(account, purpose).Add(float64(f.Exchange.Withheld))
 	}
 }

@@ -223,6 +223,25 @@ func (p *pacer) forecast(ahead int) time.Time {
 	return at.Add(time.Duration(min(float64(ahead)*float64(p.interval()), math.MaxInt64/4)))
 }
 
+// held returns how many places of the limit are taken: by the calls that left
+// within the last window. Where no departures are remembered, it is the tokens
+// that the bucket lacks.
+func (p *pacer) held(now time.Time) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.log) == 0 {
+		burst := p.limiter.Burst()
+		return min(int(math.Ceil(float64(burst)-p.limiter.TokensAt(now))), burst)
+	}
+	n := 0
+	for _, d := range p.log {
+		if d != nil && (!d.out || now.Sub(d.at) < p.window) {
+			n++
+		}
+	}
+	return n
+}
+
 // throttle lets no call leave for a while, and the calls after that more
 // slowly. The left time is when the throttled call had left. It reports whether
 // the window has grown.

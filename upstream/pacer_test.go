@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"packship/schema"
 )
 
 const testJitter = 15 * time.Millisecond
@@ -341,7 +343,7 @@ func load(t *testing.T, u *Upstream, workers int, d time.Duration, shop func(n i
 				if err != nil {
 					return
 				}
-				turn.Send(ctx, time.Now().Add(5*time.Second))
+				turn.Send(ctx, schema.Hold{StartBy: time.Now().Add(5 * time.Second)})
 			}
 		})
 	}
@@ -423,7 +425,7 @@ func TestRateWithSlowPreparation(t *testing.T) {
 						return
 					}
 					time.Sleep(700 * time.Millisecond) // a claim in a slow ledger
-					turn.Send(ctx, time.Now().Add(5*time.Second))
+					turn.Send(ctx, schema.Hold{StartBy: time.Now().Add(5 * time.Second)})
 				}
 			})
 		}
@@ -450,7 +452,7 @@ func TestAdmitAtSlowRate(t *testing.T) {
 				t.Fatal(err)
 			}
 			start := time.Now()
-			turn.Send(t.Context(), time.Now().Add(5*time.Second))
+			turn.Send(t.Context(), schema.Hold{StartBy: time.Now().Add(5 * time.Second)})
 			if d := time.Since(start) - time.Second; d > lead+time.Millisecond {
 				t.Errorf("order waited %s for its token", d)
 			}
@@ -499,7 +501,65 @@ func BenchmarkSend(b *testing.B) {
 				b.Error(err)
 				return
 			}
-			turn.Send(ctx, time.Time{})
+			turn.Send(ctx, schema.Hold{})
 		}
 	})
+}
+
+// A place is taken from a call's departure until a window has passed since its
+// write, and all of them are when calls leave as fast as they may.
+func TestPacerHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer(10, testJitter)
+		held := func(when string, want int) {
+			t.Helper()
+			if got := p.held(time.Now()); got != want {
+				t.Errorf("%s: %d places are taken, want %d", when, got, want)
+			}
+		}
+		held("at the start", 0)
+		pass(p)
+		held("after a call", 1)
+		d := p.acquire(nil, yes)
+		time.Sleep(p.window)
+		held("while the second one is being written", 1)
+		p.written(d)
+		time.Sleep(p.window - time.Nanosecond)
+		held("a moment before the window has passed", 1)
+		time.Sleep(time.Nanosecond)
+		held("a window later", 0)
+		departures(p, 3*time.Second, yes)
+		held("at full speed", 10)
+		pass(p)
+		p.throttle(0, time.Now())
+		time.Sleep(p.base)
+		held("in the window that throttling has made longer", 1)
+		time.Sleep(p.window - p.base)
+		held("after it", 0)
+	})
+}
+
+// Where the bucket alone keeps the limit, its lack of tokens is what is taken.
+func TestPacerHeldByTheBucket(t *testing.T) {
+	for _, tt := range []struct {
+		rate float64
+		full int
+	}{{0.5, 1}, {2000, 15}} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newPacer(tt.rate, testJitter)
+			if got := p.held(time.Now()); got != 0 {
+				t.Errorf("rate %g: %d places are taken at the start", tt.rate, got)
+			}
+			for range tt.full {
+				pass(p)
+			}
+			if got := p.held(time.Now()); got != tt.full {
+				t.Errorf("rate %g: %d places are taken, want %d", tt.rate, got, tt.full)
+			}
+			time.Sleep(2 * p.interval() * time.Duration(tt.full))
+			if got := p.held(time.Now()); got != 0 {
+				t.Errorf("rate %g: %d places are taken in the end", tt.rate, got)
+			}
+		})
+	}
 }

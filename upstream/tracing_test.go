@@ -13,6 +13,8 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
+
+	"packship/schema"
 )
 
 // TestCallsAreTraced makes one call for each kind of answer.
@@ -47,7 +49,7 @@ func TestCallsAreTraced(t *testing.T) {
 			t.Fatal(err)
 		}
 		ctx, parent := cfg.Tracer.Start(t.Context(), "order")
-		reasons = append(reasons, turn.Send(ctx, time.Now().Add(time.Minute)).Reason)
+		reasons = append(reasons, turn.Send(ctx, schema.Hold{StartBy: time.Now().Add(time.Minute)}).Reason)
 		parent.End()
 	}
 	type seen struct {
@@ -107,7 +109,7 @@ func TestWhatDidNotLeaveIsNoCall(t *testing.T) {
 	}
 	closed, cancel := context.WithCancel(t.Context())
 	cancel()
-	turn.Send(closed, time.Now().Add(time.Minute))
+	turn.Send(closed, schema.Hold{StartBy: time.Now().Add(time.Minute)})
 	if ended := spans.Ended(); len(ended) != 0 {
 		t.Errorf("%d spans of calls that were never made", len(ended))
 	}

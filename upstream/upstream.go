@@ -286,15 +286,16 @@ const slowDial = time.Second
 // API takes another one. Nothing was sent on those.
 const freshTries = 3
 
-// Send makes one call. Until the first byte is written it gives up when gate
-// ends or startBy passes, or when the account or shop is held meanwhile, and
-// answers that nothing was reached. From then on only the call's own time limit
-// ends it. A zero startBy sets no limit.
-func (t *Turn) Send(gate context.Context, startBy time.Time) schema.Answer {
+// Send makes one call for the hold that its caller has on the shipment. Until the
+// first byte is written it gives up when gate ends or the hold's StartBy passes,
+// or when the account or shop is held meanwhile, and answers that nothing was
+// reached. From then on only the call's own time limit ends it. A zero StartBy
+// sets no limit.
+func (t *Turn) Send(gate context.Context, hold schema.Hold) schema.Answer {
 	a, u := t.account, t.upstream
 	deadline := func() {}
-	if !startBy.IsZero() {
-		gate, deadline = context.WithDeadlineCause(gate, startBy, errTooLate)
+	if !hold.StartBy.IsZero() {
+		gate, deadline = context.WithDeadlineCause(gate, hold.StartBy, errTooLate)
 	}
 	defer deadline()
 	ready, drop := context.WithCancelCause(gate)
@@ -309,7 +310,7 @@ func (t *Turn) Send(gate context.Context, startBy time.Time) schema.Answer {
 		l := newLaunch(ready, a.pacer, func() bool { return a.depart(t) })
 		x := u.do(ready, l, token, contentType, body)
 		if x.left {
-			answer := a.conclude(t, x, l)
+			answer := a.conclude(t, x, l, hold.Doubt)
 			if answer.Effect == schema.EffectShipped {
 				u.parcels.shipped(t.packed)
 			}

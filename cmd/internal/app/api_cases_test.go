@@ -479,7 +479,7 @@ func answerOf(t *testing.T, options upstreamtest.Options, fields string) schema.
 	if err != nil {
 		t.Fatal(err)
 	}
-	return turn.Send(t.Context(), time.Time{})
+	return turn.Send(t.Context(), schema.Hold{})
 }
 
 func caseTexts(t *testing.T) {

@@ -17,7 +17,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"packship/consumer"
 	"packship/schema"
@@ -181,8 +180,8 @@ type crashingTurn struct {
 	crash *crash
 }
 
-func (t crashingTurn) Send(gate context.Context, startBy time.Time) schema.Answer {
-	answer := t.Turn.Send(gate, startBy)
+func (t crashingTurn) Send(gate context.Context, hold schema.Hold) schema.Answer {
+	answer := t.Turn.Send(gate, hold)
 	if answer.Reached {
 		t.crash.reach(answerRead)
 	}

@@ -131,6 +131,14 @@ func TestEveryFaultShows(t *testing.T) {
 			metric: []string{"packship_reconciliations_total", "result=confirmed"},
 			line:   []string{"level=INFO", "order settled", "tid=1", "outcome=shipped", "attempts=2"},
 		},
+		"a call is made again and paid for": {
+			change: func(_ *testing.T, s *Settings) {
+				s.UpstreamTimeout, s.UpstreamSettle = 200*time.Millisecond, 200*time.Millisecond
+			},
+			strike: api(upstreamtest.Fault{Kind: upstreamtest.Hang, Count: 1}),
+			metric: []string{"packship_withheld_points_total", "account=default", "charged_for=repeat"},
+			line:   []string{"level=INFO", "order settled", "tid=1", "outcome=shipped"},
+		},
 		"an answer is in no table": {
 			strike: api(upstreamtest.Fault{Kind: upstreamtest.Code, Code: 614, Text: "从未见过", Count: 1}),
 			metric: []string{"packship_unrecognised_answers_total", "account=default"},

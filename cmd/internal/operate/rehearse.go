@@ -225,7 +225,7 @@ type turn struct {
 }
 
 // Send counts a call and answers that it went well.
-func (t turn) Send(context.Context, time.Time) schema.Answer {
+func (t turn) Send(context.Context, schema.Hold) schema.Answer {
 	t.of.calls[t.account]++
 	return schema.Answer{Effect: schema.EffectShipped, Action: schema.ActSucceed, Reached: true, Counted: true, Answered: true}
 }
