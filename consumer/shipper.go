@@ -54,8 +54,9 @@ type ShipperConfig struct {
 	// and published after the order's context has ended.
 	Grace time.Duration
 
-	// GroupID names the consumer group in the spans.
-	GroupID string
+	// GroupID names the consumer group in the spans, and Topic that of the
+	// packed events in the metrics.
+	GroupID, Topic string
 	// Classes are those that a failed order may have by an answer of the API,
 	// so that their series exist before the first failure.
 	Classes []string
@@ -84,7 +85,7 @@ type Shipper struct {
 
 // NewShipper returns a Shipper.
 func NewShipper(cfg ShipperConfig) *Shipper {
-	return &Shipper{cfg: cfg, metrics: newShipperMetrics(cfg.Registerer, cfg.Classes), reasons: make(map[string]int64)}
+	return &Shipper{cfg: cfg, metrics: newShipperMetrics(cfg.Registerer, cfg.Topic, cfg.Classes), reasons: make(map[string]int64)}
 }
 
 // Counts says how many packed records this process has seen through, by what
@@ -575,11 +576,12 @@ type shipperMetrics struct {
 	reconciled *prometheus.CounterVec
 }
 
-func newShipperMetrics(reg prometheus.Registerer, classes []string) *shipperMetrics {
+func newShipperMetrics(reg prometheus.Registerer, topic string, classes []string) *shipperMetrics {
 	m := &shipperMetrics{
 		finished: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "packship_events_finished_total",
-			Help: "Packed records seen through to the end, by what was published for them.",
+			Name:        "packship_events_finished_total",
+			Help:        "Packed records seen through to the end, by what was published for them.",
+			ConstLabels: prometheus.Labels{"topic": topic},
 		}, []string{"verdict", "class"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "packship_end_to_end_duration_seconds",

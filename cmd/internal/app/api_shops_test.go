@@ -74,7 +74,7 @@ func TestUnknownShop(t *testing.T) {
 					t.Errorf("got %+v, want rule %s", got.Failure, tt.rule)
 				}
 			}
-			if _, metrics := r.get("/metrics"); strings.Contains(metrics, `packship_events_finished_total{class="",verdict="skipped"} 1`) != tt.skipped {
+			if n, _ := r.value("packship_events_finished_total", "topic="+w.settings.TopicPacked, "verdict=skipped"); (n == 1) != tt.skipped {
 				t.Errorf("skipped: want %t in the metric", tt.skipped)
 			}
 			shipped := 1

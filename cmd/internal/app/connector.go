@@ -193,6 +193,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		Backoff:    c.api.Backoff,
 		Grace:      s.drain(),
 		GroupID:    s.KafkaGroupID,
+		Topic:      s.TopicPacked,
 		Classes:    upstream.Classes(),
 		Logger:     c.component("shipper"),
 		Registerer: c.registry,
