@@ -11,9 +11,11 @@ import (
 	"mime/multipart"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,6 +25,8 @@ import (
 
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kfake"
+	coltrace "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/protobuf/proto"
 
 	"packship/schema"
 )
@@ -62,6 +66,96 @@ func BenchmarkPipeline(b *testing.B) {
 	b.ReportMetric(median(cpus[1]), "plain-cpu-µs/order")
 	b.Logf("%d CPUs, %d orders a run, %d pairs: packship %.0f orders/s with its ledger, plain loop %.0f orders/s without, ratio %.2f; CPU per order %.0f µs and %.0f µs",
 		runtime.GOMAXPROCS(0), orders, len(ratios), median(rates[0]), median(rates[1]), median(ratios), median(cpus[0]), median(cpus[1]))
+}
+
+// BenchmarkTracing measures what traces cost: packship that exports the spans of
+// every order to a collector that throws them away, next to packship that traces
+// nothing, in turn and in one process. It fails if a span is lost, since one that
+// is dropped costs nothing.
+//
+// The CPU time is that of the whole process, broker, API and collector included.
+func BenchmarkTracing(b *testing.B) {
+	const orders, pairs = 12_000, 5
+	const spansPerOrder = 3 // the order, its call, its result
+	api := freeAPI(b)
+	spans := spanSink(b)
+	// By default 2,048 spans may wait; there are more than that in an instant here.
+	b.Setenv("OTEL_BSP_MAX_QUEUE_SIZE", strconv.Itoa(spansPerOrder*orders))
+	var rates, cpus [2][]float64
+	for b.Loop() {
+		for range pairs {
+			for i, traces := range []transfer{transferHTTP, transferNone} {
+				broker := newBenchBroker(b, orders)
+				broker.settings.signals = signals{traces: traces}
+				cpu := cpuTime(b)
+				rates[i] = append(rates[i], runPackship(b, broker, api))
+				cpus[i] = append(cpus[i], float64((cpuTime(b)-cpu).Microseconds())/orders)
+				want := 0
+				if traces != transferNone {
+					want = spansPerOrder * orders
+				}
+				if got := spans(); got != want {
+					b.Fatalf("%d spans of %d orders were exported, want %d", got, orders, want)
+				}
+			}
+		}
+	}
+	var ratios, cpuRatios []float64
+	for i := range rates[0] {
+		ratios = append(ratios, rates[0][i]/rates[1][i])
+		cpuRatios = append(cpuRatios, cpus[0][i]/cpus[1][i])
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(median(rates[0]), "orders/s")
+	b.ReportMetric(median(rates[1]), "untraced-orders/s")
+	b.ReportMetric(median(ratios), "ratio")
+	b.ReportMetric(median(cpus[0]), "cpu-µs/order")
+	b.ReportMetric(median(cpus[1]), "untraced-cpu-µs/order")
+	b.ReportMetric(median(cpuRatios), "cpu-ratio")
+	b.Logf("%d CPUs, %d orders a run, %d pairs: %.0f orders/s with traces, %.0f without, ratio %.2f (%.2f to %.2f); CPU per order %.0f µs and %.0f µs, ratio %.2f",
+		runtime.GOMAXPROCS(0), orders, len(ratios), median(rates[0]), median(rates[1]), median(ratios), slices.Min(ratios), slices.Max(ratios),
+		median(cpus[0]), median(cpus[1]), median(cpuRatios))
+}
+
+// spanSink is a collector of OpenTelemetry, to which the exporters of this process
+// send. It returns a function that counts the spans that have come since it was
+// last called: they are not looked at before, so that the sink costs next to
+// nothing.
+func spanSink(b *testing.B) (spans func() int) {
+	b.Helper()
+	var (
+		mu      sync.Mutex
+		batches [][]byte
+	)
+	sink := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		batch, err := io.ReadAll(r.Body)
+		if err != nil {
+			b.Error(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		batches = append(batches, batch)
+	}))
+	b.Cleanup(sink.Close)
+	b.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", sink.URL)
+	return func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		n := 0
+		for _, batch := range batches {
+			var req coltrace.ExportTraceServiceRequest
+			if err := proto.Unmarshal(batch, &req); err != nil {
+				b.Fatal(err)
+			}
+			for _, resource := range req.GetResourceSpans() {
+				for _, scope := range resource.GetScopeSpans() {
+					n += len(scope.GetSpans())
+				}
+			}
+		}
+		batches = nil
+		return n
+	}
 }
 
 // benchBroker is an embedded broker with packed events in it.
