@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -64,7 +66,15 @@ func scrape() (_ string, err error) {
 	}
 	defer cluster.Close()
 	s := app.Defaults()
-	s.KafkaBrokers, s.UpstreamToken, s.HTTPAddr = cluster.ListenAddrs(), "token", "127.0.0.1:0"
+	s.KafkaBrokers, s.HTTPAddr = cluster.ListenAddrs(), "127.0.0.1:0"
+	dir, err := os.MkdirTemp("", "packship")
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if s.AccountsFile, err = accounts(dir); err != nil {
+		return "", err
+	}
 	k := app.NewKafka(&s, nil, s.Topics()...)
 	defer k.Close()
 	if err := k.Connect(ctx); err != nil {
@@ -116,6 +126,13 @@ func scrape() (_ string, err error) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// accounts writes an accounts file with an account that has all that one can have.
+func accounts(dir string) (string, error) {
+	token, file := filepath.Join(dir, "token"), filepath.Join(dir, "accounts.yaml")
+	text := "accounts: [{name: default, token_file: " + token + ", balance: {points: 1, at: 2020-01-01T00:00:00Z}}]"
+	return file, errors.Join(os.WriteFile(token, []byte("token"), 0o600), os.WriteFile(file, []byte(text), 0o600))
 }
 
 var (
