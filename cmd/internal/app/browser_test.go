@@ -326,7 +326,7 @@ func TestBrowserSending(t *testing.T) {
 	if err := r.stop(); err != nil {
 		t.Error(err)
 	}
-	p.awaitText("#gone", "No answer since", "What stands below is old")
+	p.awaitText("#gone", "No answer for", "What stands below is old")
 	p.look("gone")
 }
 
@@ -355,7 +355,7 @@ func TestBrowserThrottled(t *testing.T) {
 	w.produce(orders(1, 40)...)
 	r := w.start()
 	p := b.open(t, r.url)
-	p.awaitText("#hero", "Throttled", "not drained while no account sends")
+	p.awaitText("#hero", "Throttled", "none goes on for now")
 	p.awaitText("#notices", "the API has asked for fewer calls", "by itself, or at once after a resume")
 	p.awaitText("#accounts", "slowed to")
 	p.look("throttled")
@@ -419,7 +419,7 @@ func TestBrowserParked(t *testing.T) {
 	p.awaitText("#oldest", "waits because its shop is parked")
 	p.look("parked")
 	// The link itself is shown in /api/status and nowhere else.
-	if link := eval[string](p, `document.querySelector("#parked a").getAttribute("href")`); link != "/api/status" {
+	if link := eval[string](p, `document.querySelector("#parked a").getAttribute("href")`); link != "api/status" {
 		t.Errorf("the link is %q", link)
 	}
 	if err := w.sim.Authorise(shop); err != nil {

@@ -213,7 +213,7 @@ func stepText(step consumer.Step, since, until, now time.Time) string {
 		consumer.StepGate:    "waits until this replica may start calls",
 		consumer.StepTurn:    "waits for its turn",
 		consumer.StepClaim:   "waits for the ledger to take its intent",
-		consumer.StepCall:    "is being called for",
+		consumer.StepCall:    "waits for its call to leave and to be answered",
 		consumer.StepSettle:  "waits for the ledger to take its outcome",
 		consumer.StepRest:    "rests before its next attempt",
 		consumer.StepOther:   "waits until an earlier attempt can no longer take effect",
@@ -222,10 +222,10 @@ func stepText(step consumer.Step, since, until, now time.Time) string {
 	}[step]
 	text = cmp.Or(text, "is being handled")
 	if !since.IsZero() {
-		text += ", since " + ago(now.Sub(since))
+		text += ", " + ago(now.Sub(since)) + " so far"
 	}
 	if until.After(now) {
-		text += ", for another " + ago(until.Sub(now))
+		text += ", " + ago(until.Sub(now)) + " to go"
 	}
 	return text
 }

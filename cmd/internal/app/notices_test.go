@@ -56,7 +56,7 @@ func TestHealth(t *testing.T) {
 			o := OverdueOrder{Due: night.Add(-2 * time.Minute)}
 			o.TID, o.Step, o.Since = "3941893279420000001", consumer.StepPublish, night.Add(-3*time.Minute)
 			st.Overdue, st.OverdueCount = []OverdueOrder{o}, 3
-		}, nil, HealthStuck, "order 3941893279420000001 and 2 more should have gone on 2 min ago although nothing holds it; it waits for the result topic to take its result, since 3 min", "a restart is safe"},
+		}, nil, HealthStuck, "order 3941893279420000001 and 2 more should have gone on 2 min ago although nothing holds it; it waits for the result topic to take its result, 3 min so far", "a restart is safe"},
 		"standby": {func(st *Status) {
 			st.Role, st.Members = consumer.RoleStandby, []consumer.Member{{Name: "b"}, {Name: "a", Partitions: 3}}
 		}, nil, HealthStandby, "standing by: a sends", "when the sender leaves the group"},
@@ -135,5 +135,13 @@ func TestDrain(t *testing.T) {
 	st.measure([]consumer.PartitionStatus{{Waiting: 1}})
 	if st.Backlog.DrainSeconds != nil || st.Partitions[0].DrainSeconds != nil {
 		t.Error("there is a time at which it is drained, although nobody sends")
+	}
+	for overdue, drains := range map[int]bool{0: true, 2: true, 3: false, 4: false} {
+		st := Status{Accounts: []upstream.AccountStatus{{State: upstream.StateIdle, Rate: 10}}, OverdueCount: overdue}
+		st.measure([]consumer.PartitionStatus{{Waiting: 3}})
+		st.admitStuck()
+		if got := st.Backlog.DrainSeconds != nil; got != drains || got != (st.Partitions[0].DrainSeconds != nil) {
+			t.Errorf("%d of 3 orders are overdue: there is a time at which it is drained: %t", overdue, got)
+		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"html/template"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,8 +43,9 @@ var (
 		"num":         grouped,
 		"rate":        perSecond,
 		"inc":         func(i int) int { return i + 1 },
-		"seconds":     func(s float64) string { return ago(time.Duration(s * float64(time.Second))) },
-		"since":       func(t any) string { return ago(time.Since(timeOf(t))) },
+		"seconds":     func(s float64) string { return unbroken(ago(time.Duration(s * float64(time.Second)))) },
+		"days":        func(d *float64) string { return unbroken(ago(time.Duration(*d * 24 * float64(time.Hour)))) },
+		"since":       func(t any) string { return unbroken(ago(time.Since(timeOf(t)))) },
 		"detail":      func(s *life.Story, m life.Moment) string { return s.Detail(&m) },
 		"zone":        func() string { return time.Now().Format("MST") },
 		"drain":       drainText,
@@ -290,9 +292,9 @@ func chartOf(a upstream.AccountStatus) chart {
 // drainText says after how long something will be drained.
 func drainText(seconds *float64) string {
 	if seconds == nil {
-		return "not while paused"
+		return "not\u00a0now"
 	}
-	return ago(time.Duration(*seconds * float64(time.Second)))
+	return unbroken(ago(time.Duration(*seconds * float64(time.Second))))
 }
 
 // drainedText says the same of what waits in all partitions.
@@ -301,11 +303,11 @@ func drainedText(seconds *float64, waiting int64) string {
 	case waiting == 0:
 		return ""
 	case seconds == nil:
-		return "not drained while no account sends"
+		return "none goes on for now"
 	case *seconds < 1:
-		return "drained in less than 1 s"
+		return unbroken("drained in less than 1 s")
 	default:
-		return "drained in about " + ago(time.Duration(*seconds*float64(time.Second)))
+		return unbroken("drained in about " + ago(time.Duration(*seconds*float64(time.Second))))
 	}
 }
 
@@ -352,14 +354,22 @@ func asSentence(text string) string {
 	return strings.TrimRight(title(text), ".") + "."
 }
 
-// withCode shows what stands between backquotes as code. Everything in it is
-// escaped.
+// measure is a number with a unit of time.
+var measure = regexp.MustCompile(`(\d) (s|min|h|d)\b`)
+
+// unbroken keeps numbers and their units on one line.
+func unbroken(text string) string { return measure.ReplaceAllString(text, "$1\u00a0$2") }
+
+// withCode shows what stands between backquotes as code, and numbers with their
+// units on one line. Everything in it is escaped.
 func withCode(text string) template.HTML {
 	var b strings.Builder
 	for i, part := range strings.Split(text, "`") {
 		part = template.HTMLEscapeString(part)
 		if i%2 == 1 {
 			part = "<code>" + part + "</code>"
+		} else {
+			part = unbroken(part)
 		}
 		b.WriteString(part)
 	}

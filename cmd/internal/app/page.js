@@ -46,7 +46,7 @@
     const gone = !paused && silent >= 3;
     root.dataset.liveState = gone ? "gone" : paused ? "paused" : "live";
     id("gone").hidden = !gone;
-    id("gone-for").textContent = gone ? ` since ${silent} s` : "";
+    id("gone-for").textContent = gone ? ` for ${silent}\u00a0s` : "";
     if (gone) document.title = "No answer · packship";
   };
 
@@ -60,7 +60,7 @@
       renew(new DOMParser().parseFromString(await answer.text(), "text/html"));
       answered = Date.now();
     } catch {
-      // state says since when there has been no answer.
+      // state says for how long there has been no answer.
     } finally {
       busy = false;
     }
@@ -74,7 +74,7 @@
   id("pause").addEventListener("click", (event) => {
     paused = !paused;
     answered = Date.now();
-    event.target.textContent = paused ? "Go on" : "Pause";
+    event.target.textContent = paused ? "Go on updating" : "Stop updating";
     event.target.setAttribute("aria-pressed", String(paused));
     state();
     poll();

@@ -60,6 +60,45 @@ func TestPageOfMany(t *testing.T) {
 	}
 }
 
+// TestPageSays looks for what an account and a replica say of themselves in the
+// right number.
+func TestPageSays(t *testing.T) {
+	days := 2.5
+	st := Status{
+		Now: night, Members: []consumer.Member{{Name: "a", Partitions: 1}, {Name: "b", Partitions: 2}},
+		Accounts:   []upstream.AccountStatus{{Name: "north", Balance: &upstream.BalanceStatus{Points: 1234, DaysLeft: &days}}, {Name: "south"}},
+		Partitions: []PartitionStatus{{PartitionStatus: consumer.PartitionStatus{Waiting: 1}}},
+		Notices:    []Notice{{Kind: HealthPaused, Text: "paused", Ends: "in 9 min 59 s, or `after 5 s`"}},
+	}
+	page := func() string {
+		w := httptest.NewRecorder()
+		newConnector(t, nil).render(w, 200, "page", &pageView{Status: st})
+		return w.Body.String()
+	}
+	text := page()
+	for _, want := range []string{
+		"sends, with 1 partition<", "sends, with 2 partitions<", "1\u202f234 <small>for 2\u00a0d 12\u00a0h at the pace of the last day<",
+		"in 9\u00a0min 59\u00a0s, or <code>after 5 s</code>",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the page does not say %s", want)
+		}
+	}
+	if n := strings.Count(text, "points left"); n != 1 {
+		t.Errorf("a balance is shown %d times, one account has one", n)
+	}
+	// What a partition has not finished is drained when it does not wait for a
+	// repair.
+	const notNow = "not\u00a0now"
+	if strings.Contains(text, notNow) {
+		t.Error("the page says when held orders are drained")
+	}
+	st.Backlog.Waiting = 1
+	if !strings.Contains(page(), notNow) {
+		t.Error("the page does not say that nothing is drained")
+	}
+}
+
 func TestChart(t *testing.T) {
 	a := upstream.AccountStatus{Limit: 10, PerSecond: 9.8, Recent: make([]int, 120)}
 	a.Recent[118], a.Recent[119] = 50, 25
@@ -93,7 +132,7 @@ func TestGrouped(t *testing.T) {
 		}
 	}
 	seconds := time.Hour.Seconds()
-	if got := drainedText(&seconds, 1); got != "drained in about 1 h" {
+	if got := drainedText(&seconds, 1); got != "drained in about 1\u00a0h" {
 		t.Errorf("got %q", got)
 	}
 }

@@ -59,7 +59,8 @@ const maxOverdue = 10
 type PartitionStatus struct {
 	consumer.PartitionStatus
 	// DrainSeconds is after how long its waiting records will be settled at
-	// the present rate if no further ones come; null if no account sends.
+	// the present rate if no further ones come; null if no account sends, or if
+	// everything that waits is overdue.
 	DrainSeconds *float64 `json:"drain_seconds"`
 }
 
@@ -67,7 +68,8 @@ type PartitionStatus struct {
 type Backlog struct {
 	Waiting int64 `json:"waiting"` // for its turn
 	Held    int64 `json:"held"`    // until its shop is unparked or its account goes on
-	// DrainSeconds is after how long what waits will be settled.
+	// DrainSeconds is after how long what waits will be settled; null as that of
+	// a partition.
 	DrainSeconds *float64 `json:"drain_seconds"`
 }
 
@@ -126,6 +128,7 @@ func (c *Connector) Status() Status {
 	overdue := c.watchdog.list()
 	st.OverdueCount = len(overdue)
 	st.Overdue = append(st.Overdue, overdue[:min(len(overdue), maxOverdue)]...)
+	st.admitStuck()
 	st.judge(broken)
 	return st
 }
@@ -171,6 +174,18 @@ func (st *Status) measure(partitions []consumer.PartitionStatus) {
 	st.Backlog.Waiting -= inMemory
 	st.Backlog.Held += inMemory
 	st.Backlog.DrainSeconds = drain(st.Backlog.Waiting)
+}
+
+// admitStuck takes back what was said of the time at which all is settled, if
+// nothing goes on.
+func (st *Status) admitStuck() {
+	if st.OverdueCount == 0 || int64(st.OverdueCount) < st.Backlog.Waiting {
+		return
+	}
+	st.Backlog.DrainSeconds = nil
+	for i := range st.Partitions {
+		st.Partitions[i].DrainSeconds = nil
+	}
 }
 
 // heldInMemory counts the orders that wait for a shop or an account and are not
