@@ -16,6 +16,9 @@ type Ledger interface {
 	// looked at, or until the time until, whichever is first. It returns the
 	// context's error if that ends first.
 	Wait(ctx context.Context, s *schema.Shipment, eventID string, seen schema.Standing, until time.Time) error
+	// Refresh blocks until everything has been read that the ledger held about
+	// the shipment when it was called.
+	Refresh(ctx context.Context, s *schema.Shipment) error
 	// Claim appends an intent, or a takeover from the attempt prev if that is
 	// not empty, waits until it has read its own record, and reports whether
 	// this process now holds the shipment.
@@ -68,7 +71,7 @@ type Turn interface {
 // Publisher writes to the result topics and the dead letters.
 type Publisher interface {
 	// Publish returns once the result is acknowledged by all in-sync replicas,
-	// or when the context ends.
+	// or with an error if the context ends or the result has become stale.
 	Publish(ctx context.Context, p schema.Publication) error
 	// Bury writes a record that is no packed event to the dead letters.
 	Bury(ctx context.Context, rec *schema.Record, reason, detail string) error

@@ -124,8 +124,9 @@ type order struct {
 	violations []schema.Violation
 	validated  bool
 	// tried is true once the order has had its turn, called once this process
-	// has made a call for it.
-	tried, called bool
+	// has made a call for it, and seen once more was done for it than to look up
+	// its outcome.
+	tried, called, seen bool
 }
 
 // Blocked implements [Blocker]: the orders of a halted account or a parked shop
@@ -157,19 +158,27 @@ func (s *Shipper) see(ctx context.Context, gate *Gate, rec *schema.Record, p *sc
 		return s.bury(ctx, rec, decodeErr)
 	}
 	o := &order{Packed: p, rec: rec, gate: gate}
-	outcome, err := s.decide(ctx, o)
-	if err != nil {
-		return err
+	for {
+		outcome, err := s.decide(ctx, o)
+		if err != nil {
+			return err
+		}
+		if err := s.publish(ctx, o, outcome); !errors.Is(err, errCorrected) {
+			return err
+		}
 	}
-	return s.publish(ctx, o, outcome)
 }
+
+// errCorrected says that a success has taken the place of the failure that was
+// to be published.
+var errCorrected = errors.New("the outcome was corrected")
 
 // decide brings the order to an outcome in the ledger and returns it. Each turn
 // of the loop looks at where the shipment stands and takes one step, of which
 // the next look shows what it came to. So it makes no difference whether a step
 // was ours, another replica's, or lost to a race.
 func (s *Shipper) decide(ctx context.Context, o *order) (schema.Outcome, error) {
-	for known := true; ; {
+	for {
 		standing := s.cfg.Ledger.Look(&o.Shipment, o.EventID)
 		free, step := o.notBefore, StepRest
 		if standing.State == schema.StateHeld && standing.Holder != o.pending && standing.FreeAt.After(free) {
@@ -181,17 +190,18 @@ func (s *Shipper) decide(ctx context.Context, o *order) (schema.Outcome, error) 
 			var outcome schema.Outcome
 			if outcome, err = s.stored(ctx, o); err == nil {
 				s.underWay.trouble(o.rec, nil)
-				if known {
+				if !o.seen {
 					s.metrics.repeated.Inc()
 				}
+				o.seen = true
 				return outcome, nil
 			}
 		case time.Until(free) > 0:
-			known = false
+			o.seen = true
 			s.underWay.stepUntil(o.rec, step, free)
 			err = s.cfg.Ledger.Wait(ctx, &o.Shipment, o.EventID, standing, free)
 		default:
-			known = false
+			o.seen = true
 			err = s.step(ctx, o, standing)
 		}
 		if err != nil {
@@ -439,9 +449,15 @@ func (s *Shipper) publish(ctx context.Context, o *order, outcome schema.Outcome)
 	defer cancel()
 	traceparent, _ := o.rec.Header("traceparent")
 	tracestate, _ := o.rec.Header("tracestate")
-	err := s.cfg.Publisher.Publish(ctx, schema.Publication{
+	pub := schema.Publication{
 		TID: o.TID, Outcome: outcome, InReplyTo: o.EventID, TraceParent: traceparent, TraceState: tracestate,
-	})
+	}
+	var err error
+	if outcome.Verdict == schema.Failed && outcome.MaybeShipped {
+		err = s.publishDoubtful(ctx, o, pub)
+	} else {
+		err = s.cfg.Publisher.Publish(ctx, pub)
+	}
 	if err != nil {
 		return err
 	}
@@ -467,6 +483,25 @@ func (s *Shipper) publish(ctx context.Context, o *order, outcome schema.Outcome)
 		"outcome", outcome.Verdict, "reason", outcome.Reason, "maybe_shipped", outcome.MaybeShipped,
 		"result_id", outcome.ResultID, "attempts", attempts, "called", o.called, "retries", max(0, o.tries-1), "duration", duration)
 	return nil
+}
+
+// publishDoubtful publishes a failure that may yet be corrected, by the late answer
+// to an attempt that was taken over. It returns errCorrected if it was.
+//
+// The last word on an order has to be what the ledger says. Who has the late
+// answer writes it down before publishing it. So a look at all that the ledger
+// holds, after the failure was published, shows a success that may have been
+// published before it, and has to be published again.
+func (s *Shipper) publishDoubtful(ctx context.Context, o *order, pub schema.Publication) error {
+	pub.Stale = func() bool { return s.cfg.Ledger.Look(&o.Shipment, o.EventID).Verdict == schema.Shipped }
+	err := s.cfg.Publisher.Publish(ctx, pub)
+	if err == nil {
+		err = s.cfg.Ledger.Refresh(ctx, &o.Shipment)
+	}
+	if pub.Stale() {
+		return errCorrected
+	}
+	return err
 }
 
 // attemptsOf returns the attempts that the event of an outcome tells of. Inside a

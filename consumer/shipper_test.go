@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"packship/schema"
 )
@@ -33,6 +34,11 @@ type memoryLedger struct {
 	settleErr   error
 	// parts and doubtful are the other shipments of the order.
 	parts, doubtful []schema.Shipment
+	// unread is a success that stands in the ledger and was not read yet;
+	// refreshed counts the calls of Refresh.
+	unread    *schema.Outcome
+	refreshed int
+	hang      bool // Refresh waits for the end of its context
 	// storedErrs are what Stored answers before it answers.
 	storedErrs []error
 }
@@ -54,10 +60,27 @@ func (l *memoryLedger) Look(_ *schema.Shipment, event string) schema.Standing {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	st := l.standing
-	if _, ok := l.answered[event]; ok || l.shipped != nil {
-		st.State = schema.StateSettled
+	if _, ok := l.answered[event]; ok {
+		st.State, st.Verdict = schema.StateSettled, schema.Failed
+	}
+	if l.shipped != nil {
+		st.State, st.Verdict = schema.StateSettled, schema.Shipped
 	}
 	return st
+}
+
+func (l *memoryLedger) Refresh(ctx context.Context, _ *schema.Shipment) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refreshed++
+	if l.hang {
+		<-ctx.Done()
+	}
+	if l.unread != nil {
+		l.shipped, l.unread = l.unread, nil
+		l.note("late success read")
+	}
+	return ctx.Err()
 }
 
 func (l *memoryLedger) ShippedParts(context.Context, *schema.Shipment) ([]schema.Shipment, error) {
@@ -216,11 +239,20 @@ type recordingPublisher struct {
 	published []schema.Publication
 	buried    []string
 	err       error
+	// beforeTry runs before each of the tries to publish, which the publication
+	// may become stale by.
+	beforeTry func()
 }
 
 func (p *recordingPublisher) Publish(_ context.Context, pub schema.Publication) error {
 	if p.err != nil {
 		return p.err
+	}
+	if p.beforeTry != nil {
+		p.beforeTry()
+	}
+	if pub.Stale != nil && pub.Stale() {
+		return errors.New("stale")
 	}
 	p.published = append(p.published, pub)
 	return nil
@@ -648,5 +680,85 @@ func TestShipperPassesOverWhatIsNotItsBusiness(t *testing.T) {
 	}
 	if got, want := b.shipper.Counts(), (Counts{DeadLettered: 1}); got != want {
 		t.Errorf("counts %+v, want %+v", got, want)
+	}
+}
+
+// TestLateSuccess lets another replica's late answer come while a failure that
+// says maybe_shipped is published.
+func TestLateSuccess(t *testing.T) {
+	late := &schema.Outcome{Verdict: schema.Shipped, ResultID: "late", Event: json.RawMessage(`{"attempts":1}`)}
+	tests := map[string]struct {
+		answer    schema.Answer
+		beforeTry func(*memoryLedger)
+		published []schema.Verdict
+		refreshed int
+	}{
+		"none": {
+			answer: silence, beforeTry: func(*memoryLedger) {},
+			published: []schema.Verdict{schema.Failed}, refreshed: 1,
+		},
+		"read before the failure is sent": {
+			answer:    silence,
+			beforeTry: func(l *memoryLedger) { l.shipped = late },
+			published: []schema.Verdict{schema.Shipped},
+		},
+		"read after the failure is published": {
+			answer:    silence,
+			beforeTry: func(l *memoryLedger) { l.unread = late },
+			published: []schema.Verdict{schema.Failed, schema.Shipped}, refreshed: 1,
+		},
+		"not possible": {
+			answer:    no,
+			beforeTry: func(l *memoryLedger) { l.unread = late },
+			published: []schema.Verdict{schema.Failed},
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(func(c *ShipperConfig) { c.Park = true }, tt.answer)
+			b.publisher.beforeTry = sync.OnceFunc(func() { tt.beforeTry(b.ledger) })
+			if err := b.handle(t, t.Context(), "E1"); err != nil {
+				t.Fatal(err)
+			}
+			var published []schema.Verdict
+			for _, p := range b.publisher.published {
+				published = append(published, p.Outcome.Verdict)
+			}
+			if diff := cmp.Diff(tt.published, published); diff != "" {
+				t.Errorf("published (-want +got):\n%s", diff)
+			}
+			if b.upstream.calls != 1 || b.ledger.refreshed != tt.refreshed {
+				t.Errorf("got %d calls and %d looks at the whole ledger, want 1 and %d", b.upstream.calls, b.ledger.refreshed, tt.refreshed)
+			}
+			last := tt.published[len(tt.published)-1]
+			if got, want := b.shipper.Counts(), (Counts{Shipped: int64(count(last, schema.Shipped)), Failed: int64(count(last, schema.Failed))}); got != want {
+				t.Errorf("counted %+v, want %+v", got, want)
+			}
+			if n := testutil.ToFloat64(b.shipper.metrics.repeated); n != 0 {
+				t.Errorf("counted %g repeated events", n)
+			}
+		})
+	}
+}
+
+func count(got, want schema.Verdict) int {
+	if got == want {
+		return 1
+	}
+	return 0
+}
+
+// TestLateSuccessNotLookedFor ends the order's time while the ledger does not
+// answer: what was published may not be the last word, so the record is not done.
+func TestLateSuccessNotLookedFor(t *testing.T) {
+	b := newBench(func(c *ShipperConfig) { c.Park, c.Grace = true, 0 }, silence)
+	ctx, cancel := context.WithCancel(t.Context())
+	b.publisher.beforeTry = cancel
+	b.ledger.hang = true
+	if err := b.handle(t, ctx, "E1"); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want the end of the context", err)
+	}
+	if len(b.publisher.published) != 1 {
+		t.Errorf("got %d publications, want 1", len(b.publisher.published))
 	}
 }

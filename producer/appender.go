@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,10 +40,18 @@ const (
 // later.
 var ErrMaybeAppended = errors.New("the records may be in the log")
 
+// ErrStale is returned for entries that became stale before they were appended;
+// a request that failed may have appended them all the same.
+var ErrStale = errors.New("the records have become stale")
+
 // Entry is one record to be appended. A nil key or value is kept as null.
 type Entry struct {
 	Key, Value []byte
 	Headers    []schema.Header
+	// Stale, if not nil, is asked before every request with the entry, which is
+	// not made, and neither is any other, once it returns true. It must be
+	// quick, and it must not append anything itself.
+	Stale func() bool
 }
 
 // size is an upper bound of what the entry takes in a batch.
@@ -92,8 +101,9 @@ type queue struct {
 type group struct {
 	entries []Entry
 	size    int
-	done    chan struct{} // closed when base is set
+	done    chan struct{} // closed when base or stale is set
 	base    int64
+	stale   bool
 
 	// Guarded by the Appender's mutex.
 	sent      bool      // a request with it was made
@@ -139,8 +149,8 @@ func NewAppender(cfg AppenderConfig) *Appender {
 // is lost the entries are appended again, so the log may hold them more than
 // once; the offset is that of the copy that was acknowledged.
 //
-// The error is the context's. It wraps [ErrMaybeAppended] unless the entries are
-// certainly not in the log.
+// The error is the context's, or [ErrStale]. The context's wraps
+// [ErrMaybeAppended] unless the entries are certainly not in the log.
 func (a *Appender) Append(ctx context.Context, partition int, entries ...Entry) (int64, error) {
 	g := &group{entries: entries, done: make(chan struct{})}
 	for i := range entries {
@@ -152,19 +162,27 @@ func (a *Appender) Append(ctx context.Context, partition int, entries ...Entry) 
 	a.push(partition, g) //nolint:contextcheck // a request outlives the caller that gave it the most recent record
 	select {
 	case <-g.done:
-		return g.base, nil
+		return g.result()
 	case <-ctx.Done():
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	select {
 	case <-g.done: // acknowledged in the meantime
-		return g.base, nil
+		return g.result()
 	default:
 	}
 	g.abandoned = true
 	a.queues[partition].wake()
 	return 0, a.gaveUp(ctx, partition, g.sent)
+}
+
+// result is what became of a group that is done.
+func (g *group) result() (int64, error) {
+	if g.stale {
+		return 0, ErrStale
+	}
+	return g.base, nil
 }
 
 func (a *Appender) gaveUp(ctx context.Context, partition int, sent bool) error {
@@ -274,6 +292,10 @@ func (a *Appender) next(q *queue) (batch []*group, pause time.Duration) {
 		switch wait := g.notBefore.Sub(now); {
 		case g.abandoned:
 			continue
+		case g.isStale():
+			g.stale = true
+			close(g.done)
+			continue
 		case wait > 0:
 			rest = append(rest, g)
 			if pause == 0 || wait < pause {
@@ -303,6 +325,11 @@ func (a *Appender) next(q *queue) (batch []*group, pause time.Duration) {
 		return nil, 0
 	}
 	return batch, pause
+}
+
+// isStale reports whether an entry of the group is.
+func (g *group) isStale() bool {
+	return slices.ContainsFunc(g.entries, func(e Entry) bool { return e.Stale != nil && e.Stale() })
 }
 
 // smallest returns the smaller of two limits, of which 0 is none.

@@ -543,3 +543,44 @@ func TestAppenderGivesUpWithItsContext(t *testing.T) {
 		}
 	})
 }
+
+// TestAppenderLeavesOutWhatIsStale lets one of two entries become stale while the
+// broker turns requests down.
+func TestAppenderLeavesOutWhatIsStale(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "results", 1, nil)
+		a, _ := newAppender(b.Client(t, "results"), "results")
+		f := b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas, Count: -1})
+		var stale atomic.Bool
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			e := text("failed")
+			e.Stale = stale.Load
+			if _, err := a.Append(t.Context(), 0, e); !errors.Is(err, ErrStale) {
+				t.Errorf("stale: got %v", err)
+			}
+		})
+		wg.Go(func() {
+			e := text("shipped")
+			e.Stale = func() bool { return false }
+			if _, err := a.Append(t.Context(), 0, e); err != nil {
+				t.Errorf("not stale: %v", err)
+			}
+		})
+		time.Sleep(time.Second)
+		if f.Hits() == 0 {
+			t.Fatal("no request was turned down")
+		}
+		stale.Store(true)
+		f.Remove()
+		wg.Wait()
+		log := b.Log(t, "results", 0)
+		if len(log) != 1 || string(log[0].Value) != "shipped" {
+			t.Errorf("got %d records, want the one that is not stale", len(log))
+		}
+		if err := a.Wait(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}

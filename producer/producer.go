@@ -95,7 +95,8 @@ func (p *Producer) Run(ctx context.Context) error {
 }
 
 // Publish writes the result event of an outcome to the topic of its verdict. It
-// returns once all in-sync replicas have it; only the end of ctx makes it fail.
+// returns once all in-sync replicas have it; it fails if ctx ends before that or
+// with [ErrStale] if the result has become stale.
 func (p *Producer) Publish(ctx context.Context, pub schema.Publication) error {
 	topic, eventType := p.cfg.FailedTopic, schema.TypeFailed
 	if pub.Outcome.Verdict == schema.Shipped {
@@ -108,7 +109,7 @@ func (p *Producer) Publish(ctx context.Context, pub schema.Publication) error {
 	ctx, span := p.startSend(ctx, topic, resultAttributes(&pub)...)
 	pub = traced(ctx, pub)
 	headers := pub.Headers(eventType, p.cfg.Source)
-	return p.send(ctx, span, topic, Entry{Key: []byte(pub.TID), Value: pub.Outcome.Event, Headers: headers})
+	return p.send(ctx, span, topic, Entry{Key: []byte(pub.TID), Value: pub.Outcome.Event, Headers: headers, Stale: pub.Stale})
 }
 
 // Bury writes a record that is no packed event to the dead letters, as it is,

@@ -115,6 +115,9 @@ type Exchange struct {
 // read of the ledger.
 type Standing struct {
 	State State
+	// Verdict is that of the outcome that answers the event, if State is
+	// StateSettled.
+	Verdict Verdict
 	// Round is the round of the present holder or outcome, or the one that an
 	// intent would open now. The first is 1.
 	Round int

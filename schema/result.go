@@ -123,6 +123,9 @@ type Publication struct {
 	// TraceParent and TraceState continue the packed record's trace, "" if it
 	// has none. Absurdly long ones are left out of the headers.
 	TraceParent, TraceState string
+	// Stale, if not nil, reports whether the outcome no longer is what the
+	// ledger says. It is asked before every try to publish.
+	Stale func() bool
 }
 
 // Headers returns the headers of the publication: a CloudEvent in binary mode

@@ -317,7 +317,7 @@ func (f *fold) standing(key schema.Key, event schema.EventHash, now time.Time) (
 	if o := f.open[key]; o != nil {
 		st = schema.Standing{State: schema.StateOpen, Round: o.round, Attempts: o.attempts, Doubt: o.doubt}
 		if at := o.answers(event); at != 0 {
-			st.State, st.Round = schema.StateSettled, at.round()
+			st.State, st.Verdict, st.Round = schema.StateSettled, schema.Failed, at.round()
 			return st, at.offset(), true
 		}
 		if o.holder != "" {
@@ -330,13 +330,13 @@ func (f *fold) standing(key schema.Key, event schema.EventHash, now time.Time) (
 		return schema.Standing{State: schema.StateOpen, Round: 1}, 0, false
 	}
 	if !at.failed() {
-		return schema.Standing{State: schema.StateSettled, Round: at.round()}, at.offset(), true
+		return schema.Standing{State: schema.StateSettled, Verdict: schema.Shipped, Round: at.round()}, at.offset(), true
 	}
 	failed := d.failed[key]
 	st = schema.Standing{State: schema.StateOpen, Round: at.round() + 1, Attempts: int(failed.attempts), Doubt: failed.doubt}
 	for _, a := range d.answers(key) {
 		if a.event == event {
-			st.State, st.Round = schema.StateSettled, a.at.round()
+			st.State, st.Verdict, st.Round = schema.StateSettled, schema.Failed, a.at.round()
 			return st, a.at.offset(), true
 		}
 	}

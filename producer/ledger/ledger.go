@@ -214,21 +214,51 @@ func (l *Ledger) CatchUp(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, p := range l.partitions {
-		g.Go(func() error {
-			// Only a leader answers with the end of the log; a follower
-			// that answers a fetch may be behind.
-			end, err := l.inspect(ctx, p)
-			for backoff := minBackoff; err != nil; backoff = min(2*backoff, maxBackoff) {
-				sleep(ctx, backoff)
-				if ctx.Err() != nil {
-					return fmt.Errorf("ledger: catch up with %s/%d: %w: %w", l.cfg.Topic, p.n, context.Cause(ctx), err)
-				}
-				end, err = l.inspect(ctx, p)
-			}
-			return l.readUpTo(ctx, p, end)
-		})
+		g.Go(func() error { return l.catchUp(ctx, p) })
 	}
 	return g.Wait()
+}
+
+// Refresh blocks until everything has been read that the ledger held about the
+// shipment when it was called. It tries for as long as ctx lives.
+func (l *Ledger) Refresh(ctx context.Context, s *schema.Shipment) error {
+	return l.catchUp(ctx, l.partition(s))
+}
+
+// catchUp blocks until a partition has been read up to its present end.
+func (l *Ledger) catchUp(ctx context.Context, p *partition) error {
+	// Only a leader answers with the end of the log; a follower that answers a
+	// fetch may be behind.
+	end, err := l.look(ctx, p)
+	for backoff := minBackoff; err != nil; backoff = min(2*backoff, maxBackoff) {
+		sleep(ctx, backoff)
+		if ctx.Err() != nil {
+			return fmt.Errorf("ledger: catch up with %s/%d: %w: %w", l.cfg.Topic, p.n, context.Cause(ctx), err)
+		}
+		end, err = l.look(ctx, p)
+	}
+	return l.readUpTo(ctx, p, end)
+}
+
+// look inspects a partition and returns where it ended at some time after the
+// call. One inspection serves all who ask before it begins.
+func (l *Ledger) look(ctx context.Context, p *partition) (int64, error) {
+	asked := p.looks.Load()
+	select {
+	case p.looking <- struct{}{}:
+		defer func() { <-p.looking }()
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
+	if p.seen.look > asked {
+		return p.seen.end, nil
+	}
+	n := p.looks.Add(1)
+	end, err := l.inspect(ctx, p)
+	if err == nil {
+		p.seen.look, p.seen.end = n, end
+	}
+	return end, err
 }
 
 // readUpTo waits until an offset is the next to be read, or lies behind.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol/fetch"
+	"github.com/segmentio/kafka-go/protocol/listoffsets"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -73,6 +75,7 @@ type brake struct {
 	kafka.RoundTripper
 	held    atomic.Pointer[chan struct{}]
 	fetches atomic.Int32
+	looks   atomic.Int32 // for the ends of partitions
 }
 
 // hold holds up the fetches that begin from now on, until release is called.
@@ -89,8 +92,15 @@ func (b *brake) RoundTrip(ctx context.Context, addr net.Addr, req kafka.Request)
 	if _, ok := req.(*fetch.Request); ok {
 		b.fetches.Add(1)
 		if held := b.held.Load(); held != nil {
-			<-*held
+			select {
+			case <-*held:
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
 		}
+	}
+	if _, ok := req.(*listoffsets.Request); ok {
+		b.looks.Add(1)
 	}
 	return b.RoundTripper.RoundTrip(ctx, addr, req)
 }
@@ -231,7 +241,7 @@ func TestLife(t *testing.T) {
 
 			h = claim(t, r, s, "e1", "")
 			first := settle(t, r, s, "e1", h, refusal())
-			wantStanding(t, r, s, "e1", schema.Standing{State: schema.StateSettled, Round: 1, Attempts: 1})
+			wantStanding(t, r, s, "e1", schema.Standing{State: schema.StateSettled, Verdict: schema.Failed, Round: 1, Attempts: 1})
 			wantStored(t, r, s, "e1", first)
 			if _, held, err := r.Claim(t.Context(), s, "e1", ""); held || err != nil {
 				t.Errorf("a claim for an answered event: got %v, %v", held, err)
@@ -244,6 +254,7 @@ func TestLife(t *testing.T) {
 			if h.Round != 2 || h.Prior != 1 || h.Doubt {
 				t.Errorf("second round: got %+v", h)
 			}
+			wantStanding(t, r, s, "e1", schema.Standing{State: schema.StateSettled, Verdict: schema.Failed, Round: 1, Attempts: 1})
 			h = claim(t, r, s, "e2", h.Attempt)
 			if h.Round != 2 || h.Prior != 2 || !h.Doubt {
 				t.Errorf("second round, second attempt: got %+v", h)
@@ -262,7 +273,7 @@ func TestLife(t *testing.T) {
 			wantStanding(t, r, s, "e3", schema.Standing{Round: 3, Attempts: 3, Doubt: true})
 			third := settle(t, r, s, "e3", claim(t, r, s, "e3", ""), nil)
 			for _, event := range []string{"e1", "e2", "e3", "e4"} {
-				wantStanding(t, r, s, event, schema.Standing{State: schema.StateSettled, Round: 3})
+				wantStanding(t, r, s, event, schema.Standing{State: schema.StateSettled, Verdict: schema.Shipped, Round: 3})
 				wantStored(t, r, s, event, third)
 			}
 			if err := r.Close(t.Context()); err != nil {
@@ -866,6 +877,59 @@ func TestCatchUpWaits(t *testing.T) {
 			t.Errorf("damaged: %s", st.Damaged)
 		}
 	})
+}
+
+// TestRefresh settles a shipment while the fetches of another replica are held up.
+func TestRefresh(t *testing.T) {
+	b := brokertest.Fake(t)
+	topic := b.Topic(t, testPartitions, TopicConfig(testHorizon))
+	a, other := start(t, b, topic, "a"), start(t, b, topic, "b")
+	release := other.brake.hold()
+	// A fetch that was under way brings the first of them, not the second.
+	var s *schema.Shipment
+	for _, waybill := range []string{"SF1", "SF2"} {
+		s = shipment(1)
+		s.OutSID = waybill
+		settle(t, a, s, "e1", claim(t, a, s, "e1", ""), refusal())
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := other.Refresh(ctx, s); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v while nothing can be read", err)
+	}
+	wantStanding(t, other, s, "e1", schema.Standing{Round: 1})
+	release()
+	if err := other.Refresh(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	wantStanding(t, other, s, "e1", schema.Standing{State: schema.StateSettled, Verdict: schema.Failed, Round: 1, Attempts: 1})
+}
+
+// TestRefreshTogether has many wait for the same look at the ledger.
+func TestRefreshTogether(t *testing.T) {
+	const waiters = 50
+	b := brokertest.Fake(t)
+	a := start(t, b, b.Topic(t, testPartitions, TopicConfig(testHorizon)), "a")
+	release := a.brake.hold()
+	before := a.brake.looks.Load()
+	var wg sync.WaitGroup
+	for range waiters {
+		wg.Go(func() {
+			if err := a.Refresh(t.Context(), shipment(1)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	p := a.partition(shipment(1))
+	for p.looks.Load() == 0 {
+		runtime.Gosched()
+	}
+	release()
+	wg.Wait()
+	// Those that came after the first look had begun have shared the next ones.
+	if looks := a.brake.looks.Load() - before; looks < 1 || looks >= waiters/2 {
+		t.Errorf("the end of the ledger was asked for %d times by %d waiters", looks, waiters)
+	}
 }
 
 func TestMetricsAndStatus(t *testing.T) {

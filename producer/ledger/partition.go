@@ -18,6 +18,13 @@ type partition struct {
 	// while it is at none, or at one that may take as long as Kafka is away.
 	turned atomic.Int64
 
+	// looks counts the looks for the end of the log that have begun, and looking
+	// holds the token of the one that is under way, which guards seen: the last
+	// that has succeeded, and the end that it saw.
+	looks   atomic.Int64
+	looking chan struct{}
+	seen    struct{ look, end int64 }
+
 	mu   sync.Mutex
 	fold *fold
 	next int64 // the offset that is read next
@@ -58,6 +65,7 @@ type watch struct {
 func newPartition(n int, lease time.Duration) *partition {
 	return &partition{
 		n:        n,
+		looking:  make(chan struct{}, 1),
 		fold:     newFold(lease),
 		watched:  make(map[schema.Key]*watch),
 		claiming: make(map[string]bool),

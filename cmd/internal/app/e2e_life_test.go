@@ -346,9 +346,12 @@ func TestRate(t *testing.T) {
 // calls waits until the API has seen so many calls.
 func (w *world) calls(n int) {
 	w.t.Helper()
-	limit, cancel := context.WithTimeout(w.t.Context(), time.Minute)
-	defer cancel()
-	if err := w.sim.Journal().Wait(limit, func(s upstreamtest.Stats) bool { return s.Calls >= n }); err != nil {
-		w.t.Fatalf("%d calls and not %d: %v", w.sim.Stats().Calls, n, err)
+	for made := w.sim.Stats().Calls; made < n; made = w.sim.Stats().Calls {
+		limit, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+		err := w.sim.Journal().Wait(limit, func(s upstreamtest.Stats) bool { return s.Calls > made })
+		cancel()
+		if err != nil {
+			w.t.Fatalf("%d calls and not %d: %v", w.sim.Stats().Calls, n, err)
+		}
 	}
 }

@@ -576,10 +576,14 @@ func (f *simFindings) shipmentOfResult(r *simResult) string {
 }
 
 // identity checks I5: one id means the same bytes, and an event has one answer,
-// but for a success that is learned after a failure was published.
+// but for a success that is learned after a failure was composed. Then the
+// success has the last word.
 func (f *simFindings) identity() {
 	first := map[string]*simResult{}
-	type answers struct{ failed, shipped string }
+	type answers struct {
+		failed, shipped string
+		last            *simResult
+	}
 	byEvent := map[string]*answers{}
 	for _, r := range f.results {
 		if id, _ := r.Header("ce_id"); id != r.ResultID || string(r.Key) != r.TID {
@@ -598,13 +602,17 @@ func (f *simFindings) identity() {
 		id := &a.failed
 		if r.Status == schema.Shipped {
 			id = &a.shipped
-		} else if a.shipped != "" && a.failed == "" {
-			f.violate("I5", r.TID, "event %s was answered with a success and then with a failure", r.replyTo)
 		}
 		if *id != "" && *id != r.ResultID {
 			f.violate("I5", r.TID, "event %s was answered with %s results %s and %s", r.replyTo, r.Status, *id, r.ResultID)
 		}
-		*id = r.ResultID
+		*id, a.last = r.ResultID, r
+	}
+	for event, a := range byEvent {
+		if a.shipped != "" && a.last.Status == schema.Failed {
+			f.violate("I5", a.last.TID, "event %s was answered with a success, and at %s, by %s, with a failure after it",
+				event, f.s.history.since(a.last.at), a.last.client)
+		}
 	}
 }
 

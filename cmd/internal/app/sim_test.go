@@ -15,6 +15,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"packship/schema"
 )
 
 // simFlags say how much is simulated. They go behind the package, as
@@ -315,5 +317,33 @@ func (s *simulation) replay() {
 	}
 	if calls := s.api.Stats().Calls - before; calls != 0 {
 		s.violate("I3", "", "%d calls when everything was read again", calls)
+	}
+}
+
+// TestSimulationJudgesTheLastWord gives the judge of I5 results of one event in
+// all orders.
+func TestSimulationJudgesTheLastWord(t *testing.T) {
+	const failed, shipped = schema.Failed, schema.Shipped
+	for _, tt := range []struct {
+		results []schema.Verdict
+		wrong   bool
+	}{
+		{[]schema.Verdict{failed, failed}, false},
+		{[]schema.Verdict{failed, shipped}, false},
+		{[]schema.Verdict{shipped, failed, shipped}, false},
+		{[]schema.Verdict{shipped, failed}, true},
+		{[]schema.Verdict{failed, shipped, failed}, true},
+	} {
+		f := &simFindings{s: &simulation{history: newSimHistory()}}
+		for _, verdict := range tt.results {
+			r := &simResult{replyTo: "evt-1"}
+			r.TID, r.Key, r.Status, r.ResultID = "1", []byte("1"), verdict, string(verdict)
+			r.Headers = []schema.Header{{Key: "ce_id", Value: []byte(verdict)}}
+			f.results = append(f.results, r)
+		}
+		f.identity()
+		if wrong := len(f.violations) > 0; wrong != tt.wrong {
+			t.Errorf("%v: %d violations %v", tt.results, len(f.violations), f.violations)
+		}
 	}
 }

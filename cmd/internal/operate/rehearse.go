@@ -96,12 +96,12 @@ func (r *rehearsal) decide(f fate) {
 func (r *rehearsal) Look(s *schema.Shipment, event string) schema.Standing {
 	key := s.Key()
 	if _, ok := r.shipped[key]; ok {
-		return schema.Standing{State: schema.StateSettled}
+		return schema.Standing{State: schema.StateSettled, Verdict: schema.Shipped}
 	}
 	st := r.ledger.Look(s, event)
 	if f := r.failed[key]; f != nil && st.State != schema.StateSettled {
 		if slices.Contains(f.answered, schema.HashEvent(event)) {
-			return schema.Standing{State: schema.StateSettled}
+			return schema.Standing{State: schema.StateSettled, Verdict: schema.Failed}
 		}
 		return f.standing
 	}
@@ -112,6 +112,9 @@ func (r *rehearsal) Look(s *schema.Shipment, event string) schema.Standing {
 func (*rehearsal) Wait(context.Context, *schema.Shipment, string, schema.Standing, time.Time) error {
 	return nil
 }
+
+// Refresh returns at once.
+func (*rehearsal) Refresh(context.Context, *schema.Shipment) error { return nil }
 
 // Claim always succeeds.
 func (r *rehearsal) Claim(_ context.Context, s *schema.Shipment, event, prev string) (schema.Hold, bool, error) {
