@@ -169,8 +169,7 @@ func setDefault[T comparable](v *T, value T) {
 }
 
 // heartbeat is the time between two signs of life. It is also how late a standby
-// hears that the partitions are to be given to another member. A hand-over was
-// seen to take two generations, so that it waits for this twice.
+// hears that the partitions are to be given to another member.
 func (c *Config) heartbeat() time.Duration { return min(c.SessionTimeout/10, 300*time.Millisecond) }
 
 // groupTimeout bounds an exchange with the group's coordinator. A heartbeat

@@ -144,7 +144,8 @@ func (c *Consumer) groupConfig() kafka.ConsumerGroupConfig {
 // generation ends, it closes the gate and returns at once: the group rejoins
 // only after that, and nothing that is under way may hold it up. It ends the
 // generation itself when a commit has shown that the group no longer counts
-// this member.
+// this member, but not when the member leaves: the group would join again
+// before it is told to close.
 func (c *Consumer) supervise(generation context.Context, s *session) {
 	select {
 	case <-generation.Done():
@@ -154,6 +155,9 @@ func (c *Consumer) supervise(generation context.Context, s *session) {
 	c.gate.shut(s.ctx) //nolint:contextcheck // the session's context is what the gate was opened for
 	c.setRejoining(s)
 	c.lastCommit.raise()
+	if !errors.Is(context.Cause(s.ctx), errFenced) {
+		<-generation.Done()
+	}
 }
 
 // attend takes up a generation: what stays goes on, what is gone is given up,

@@ -205,6 +205,31 @@ func TestStartsWhereItIsTold(t *testing.T) {
 	}
 }
 
+// A holder that leaves does not join once more before it goes, which would cost
+// the standby a generation's time.
+func TestLeavingIsOneStep(t *testing.T) {
+	inWorld(t, 2, func(w *world) {
+		t := w.t
+		a := w.start("a", new(fakeHandler))
+		a.awaitRole(RoleActive)
+		b := w.start("b", new(fakeHandler))
+		b.awaitRole(RoleStandby)
+		a.awaitRole(RoleActive)
+		generation := b.c.Status().Generation
+		joins := w.cluster.Fault(kfakeObserve(kmsg.JoinGroup))
+		if err := a.stop(); err != nil {
+			t.Error(err)
+		}
+		b.awaitRole(RoleActive)
+		if n := joins.Hits(); n != 1 {
+			t.Errorf("the group was joined %d times, want only by the one that stays", n)
+		}
+		if got := b.c.Status().Generation; got != generation+1 {
+			t.Errorf("the one that stays is active in generation %d, after %d", got, generation)
+		}
+	})
+}
+
 // A standby that joins and leaves ends the holder's generations. The holder
 // goes on with what it is doing and keeps all partitions.
 func TestStandbyDoesNotDisturbTheHolder(t *testing.T) {
