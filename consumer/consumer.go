@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 )
@@ -21,6 +22,10 @@ type Consumer struct {
 	lanes   *lanes
 	gate    Gate
 	pulse   pulse
+
+	// bootstrap has the brokers in the order in which the group member asks
+	// them for its coordinator. Only the member uses it.
+	bootstrap []string
 
 	loops      sync.WaitGroup // of the tenures
 	lastCommit signal         // a generation has ended
@@ -53,7 +58,8 @@ func New(cfg Config) (*Consumer, error) {
 	c := &Consumer{
 		cfg: cfg, log: cfg.Logger, single: newSingleHolder(cfg.Name),
 		lastCommit: newSignal(), lookAgain: newSignal(),
-		held: make(map[int]*tenure), ends: make(map[int]bounds),
+		bootstrap: slices.Clone(cfg.Brokers),
+		held:      make(map[int]*tenure), ends: make(map[int]bounds),
 		role: RoleJoining, reason: "starting",
 	}
 	c.blocker, _ = cfg.Handler.(Blocker)

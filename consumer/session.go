@@ -37,7 +37,7 @@ type session struct {
 func (c *Consumer) member(ctx, stopping context.Context) {
 	for c.awaitTopic(stopping) {
 		c.join(ctx)
-		if ctx.Err() != nil {
+		if !sleep(ctx, joinBackoff) {
 			return
 		}
 	}
@@ -66,14 +66,13 @@ func (c *Consumer) awaitTopic(ctx context.Context) bool {
 	}
 }
 
-// join joins the group and goes through its generations until the context ends
-// or the topic is gone.
+// join joins the group and goes through its generations until the context ends,
+// the topic is gone, or the group cannot be joined.
 func (c *Consumer) join(ctx context.Context) {
 	group, err := kafka.NewConsumerGroup(c.groupConfig())
 	if err != nil {
 		// Validate has seen to it that this does not happen.
 		c.log.Error("group configuration refused", "err", err)
-		sleep(ctx, joinBackoff)
 		return
 	}
 	var attending sync.WaitGroup
@@ -90,7 +89,13 @@ func (c *Consumer) join(ctx context.Context) {
 			return
 		case err != nil:
 			c.setAway("joining the group", err)
-			continue
+			if errors.Is(err, kafka.RebalanceInProgress) {
+				continue // still a member
+			}
+			// The group would begin anew anyway, by asking the same broker
+			// where its coordinator is. That broker may be one that hangs.
+			c.bootstrap = append(c.bootstrap[1:], c.bootstrap[0])
+			return
 		}
 		attending.Wait() // the session before this one, whose context has ended
 		s := newSession(ctx, gen, c.cfg.Topic)
@@ -128,7 +133,7 @@ func (c *Consumer) groupConfig() kafka.ConsumerGroupConfig {
 		start = kafka.LastOffset
 	}
 	return kafka.ConsumerGroupConfig{
-		ID: c.cfg.GroupID, Brokers: c.cfg.Brokers, Dialer: c.cfg.Dialer, Topics: []string{c.cfg.Topic},
+		ID: c.cfg.GroupID, Brokers: slices.Clone(c.bootstrap), Dialer: c.cfg.Dialer, Topics: []string{c.cfg.Topic},
 		GroupBalancers:    []kafka.GroupBalancer{balancer},
 		HeartbeatInterval: c.cfg.heartbeat(), Timeout: c.cfg.groupTimeout(),
 		SessionTimeout: c.cfg.SessionTimeout, RebalanceTimeout: c.cfg.RebalanceTimeout,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"sync"
@@ -226,6 +227,46 @@ func TestLeavingIsOneStep(t *testing.T) {
 		}
 		if got := b.c.Status().Generation; got != generation+1 {
 			t.Errorf("the one that stays is active in generation %d, after %d", got, generation)
+		}
+	})
+}
+
+// A broker that takes connections and never answers must not keep a member out of
+// the group, nor a member that has lost its connections, if it is asked first.
+func TestFirstBrokerHangs(t *testing.T) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
+		const hanging = "hanging:9092"
+		var asked atomic.Int32
+		network := newCutNet(func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if addr != hanging {
+				return w.vn.DialContext(ctx, network, addr)
+			}
+			asked.Add(1)
+			conn, far := net.Pipe()
+			go func() { _, _ = io.Copy(io.Discard, far) }() // until conn is closed
+			return conn, nil
+		})
+		r := startReplica(t, "a", new(fakeHandler), network, w.brokers(), transportOver(network.DialContext, testTopic), func(c *Config) {
+			c.Brokers = append([]string{hanging}, c.Brokers...)
+		})
+		begin := time.Now()
+		r.awaitRole(RoleActive)
+		if took, limit := time.Since(begin), 2*r.c.cfg.groupTimeout(); asked.Load() != 1 || took > limit {
+			t.Errorf("active after %s and %d tries at the broker that hangs, want one try and %s at most", took, asked.Load(), limit)
+		}
+		generation := r.c.Status().Generation
+		network.cut(false)
+		begin = time.Now()
+		await(t, "the next generation", func() bool {
+			st := r.c.Status()
+			return st.Generation > generation && st.Role == RoleActive
+		})
+		if took, limit := time.Since(begin), 2*r.c.cfg.groupTimeout(); took > limit {
+			t.Errorf("active again after %s, want %s at most", took, limit)
+		}
+		if err := r.stop(); err != nil {
+			t.Error(err)
 		}
 	})
 }
