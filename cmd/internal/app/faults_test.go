@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"packship/schema"
 	"packship/upstream/upstreamtest"
 )
 
@@ -182,6 +183,24 @@ func TestEveryFaultShows(t *testing.T) {
 			strike: broker(kfake.Fault{Keys: []kmsg.Key{kmsg.Fetch}, Topic: "PACKED", Err: kerr.UnknownServerError, Count: 2}),
 			metric: []string{"packship_consumer_request_failures_total", "request=fetch"},
 			line:   []string{"level=WARN", "kafka request failed", "request=fetch"},
+		},
+		"packed events are deleted before they are read": {
+			strike: func(w *world, _ *replica) {
+				deaf := w.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Fetch}, Topic: w.settings.TopicPacked, Err: kerr.UnknownServerError, Count: -1})
+				if err := deaf.Wait(w.t.Context(), testPartitions); err != nil {
+					w.t.Fatal(err)
+				}
+				w.append(schema.Record{Partition: 0, Key: []byte("key"), Value: []byte(order(1, ""))})
+				deleteRecords(w.t, w.settings.KafkaBrokers, w.settings.TopicPacked, 0, 1)
+				deaf.Remove()
+			},
+			metric: []string{"packship_skipped_offsets_total", "partition=0"},
+			line:   []string{"level=ERROR", "offsets skipped", "from=0", "to=0", "count=1"},
+		},
+		"the ledger is lost": {
+			strike: func(w *world, _ *replica) { w.recreateLedger() },
+			metric: []string{"packship_ledger_damaged"},
+			line:   []string{"level=ERROR", "ledger damaged"},
 		},
 		"offsets cannot be committed": {
 			strike: broker(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Err: kerr.CoordinatorNotAvailable, Count: 2}),

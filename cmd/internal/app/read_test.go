@@ -81,16 +81,7 @@ func TestRead(t *testing.T) {
 		}
 	}
 
-	admin, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer admin.Close()
-	req := kmsg.NewPtrDeleteRecordsRequest()
-	req.Topics = []kmsg.DeleteRecordsRequestTopic{{Topic: s.TopicPacked, Partitions: []kmsg.DeleteRecordsRequestTopicPartition{{Partition: 1, Offset: 6}}}}
-	if _, err := req.RequestWith(t.Context(), admin); err != nil {
-		t.Fatal(err)
-	}
+	deleteRecords(t, c.ListenAddrs(), s.TopicPacked, 1, 6)
 	if got := read(2, 10); got != "6789" {
 		t.Errorf("where the beginning is gone: %s", got)
 	}
@@ -110,5 +101,25 @@ func TestRead(t *testing.T) {
 	failing = c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: s.TopicPacked, Err: kerr.NotLeaderForPartition, Count: 3})
 	if progress, err := k.Progress(t.Context()); err != nil || progress[1].Lag() != 4 || failing.Hits() != 3 {
 		t.Errorf("progress while a leader moves: %+v, %v, %d failed", progress, err, failing.Hits())
+	}
+}
+
+// deleteRecords deletes the records of a partition that stand before an offset,
+// as retention does.
+func deleteRecords(t *testing.T, brokers []string, topic string, partition int32, before int64) {
+	t.Helper()
+	admin, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	req := kmsg.NewPtrDeleteRecordsRequest()
+	req.Topics = []kmsg.DeleteRecordsRequestTopic{{Topic: topic, Partitions: []kmsg.DeleteRecordsRequestTopicPartition{{Partition: partition, Offset: before}}}}
+	res, err := req.RequestWith(t.Context(), admin)
+	if err == nil {
+		err = kerr.ErrorForCode(res.Topics[0].Partitions[0].ErrorCode)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
