@@ -188,7 +188,8 @@ func TestBrokersUnderLoad(t *testing.T) {
 	strike("kill the leader of the ledger", b.leader(w.kafka, w.settings.TopicLedger, 0), "restart")
 	strike("kill the leader of the results", b.leader(w.kafka, w.settings.TopicShipped, 0), "restart")
 	strike("kill the coordinator", b.coordinator(w.kafka, w.settings.KafkaGroupID), "restart")
-	strike("pause the leader of the ledger", b.leader(w.kafka, w.settings.TopicLedger, 1), "resume")
+	// It takes connections and answers nothing, and is the first in the list.
+	strike("pause the first broker", 1, "resume")
 	for number := range 3 {
 		strike("stop each in turn", number+1, "restart")
 	}
