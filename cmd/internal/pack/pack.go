@@ -241,6 +241,8 @@ func order(number int, fields map[string]json.RawMessage) Line {
 			case schema.ReasonTIDUnusable:
 				v.Rule, v.Field = "V03", "tid"
 			}
+			// A dead letter has no place for the rule but its detail.
+			v.Message = strings.TrimPrefix(v.Message, v.Rule+": ")
 		}
 		line.Violations = append(line.Violations, v)
 		return line

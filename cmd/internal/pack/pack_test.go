@@ -385,3 +385,19 @@ func FuzzCSV(f *testing.F) {
 		}
 	})
 }
+
+func TestMessageDoesNotRepeatTheRule(t *testing.T) {
+	for text, rule := range map[string]string{
+		`{"shop_id":"s","tid":"0012","out_sid":"SF1","company_code":"SF"}`: "V03",
+		`{"shop_id":"a b","tid":"1","out_sid":"SF1","company_code":"SF"}`:  "V01",
+	} {
+		for line, err := range lines(strings.NewReader(text), JSONL) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v := line.Violations[0]; v.Rule != rule || strings.Contains(v.Message, rule) {
+				t.Errorf("%s: rule %s, message %q, want the rule once", text, v.Rule, v.Message)
+			}
+		}
+	}
+}
