@@ -412,7 +412,7 @@ func (d *demo) state() []string {
 	}
 	stats, done := d.sim.Stats(), d.finished()
 	return []string{
-		fmt.Sprintf("%s %d of %d have a result", bar(done, d.whole), done, d.whole),
+		fmt.Sprintf("%s%d of %d have a result", d.show.bar(done, d.whole), done, d.whole),
 		fmt.Sprintf("%d calls, %d in flight, at most %d in any second, breaker %s", stats.Calls, stats.InFlight, stats.MaxInAnySecond, breaker),
 		fmt.Sprintf("replicas: %s", strings.Join(roles, ", ")),
 		d.now,

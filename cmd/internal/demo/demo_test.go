@@ -40,8 +40,8 @@ func TestDemo(t *testing.T) {
 			t.Errorf("no match of %q in\n%s", want, &out)
 		}
 	}
-	if strings.Contains(out.String(), "\033") {
-		t.Error("escape codes were written to what is no terminal")
+	if strings.ContainsAny(out.String(), "\033#") {
+		t.Error("escape codes or a progress bar were written to what is no terminal")
 	}
 }
 
@@ -174,10 +174,14 @@ func TestShow(t *testing.T) {
 	if got, want := out.String(), "  0.0 s    one; two\n"; got != want {
 		t.Errorf("elsewhere: got %q, want %q", got, want)
 	}
-	if got := bar(1, 4); got != "[##########..............................]" {
+	if got := s.bar(1, 4); got != "" {
+		t.Errorf("bar %q where it would be a line of a log, want none", got)
+	}
+	s.terminal = true
+	if got := s.bar(1, 4); got != "[##########..............................] " {
 		t.Errorf("bar %s", got)
 	}
-	if got := bar(9, 4); strings.Contains(got, ".") || len(got) != 42 {
+	if got := s.bar(9, 4); strings.Contains(got, ".") || len(got) != 43 {
 		t.Errorf("bar beyond the whole %s", got)
 	}
 }

@@ -54,14 +54,17 @@ func (s *show) clear() {
 	}
 }
 
-// bar draws how much of the whole is done.
-func bar(done, whole int) string {
+// bar draws how much of the whole is done, on a terminal.
+func (s *show) bar(done, whole int) string {
+	if !s.terminal {
+		return ""
+	}
 	const width = 40
 	n := 0
 	if whole > 0 {
 		n = min(width, width*done/whole)
 	}
-	return "[" + strings.Repeat("#", n) + strings.Repeat(".", width-n) + "]"
+	return "[" + strings.Repeat("#", n) + strings.Repeat(".", width-n) + "] "
 }
 
 // print writes the closing table.
