@@ -40,14 +40,25 @@ func (s Streams) err(format string, args ...any) { _, _ = fmt.Fprintf(s.Err, for
 func Main(ctx context.Context, args []string, std Streams) int {
 	root := newRoot(std) //nolint:contextcheck // cobra hands the context to the commands
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitDone
 	}
 	if !errors.Is(err, errReported) {
-		std.err("packship: %s\n", strings.TrimSuffix(err.Error(), "\n"))
+		std.err("packship: %s\n", strings.TrimSuffix(explain(cmd, err), "\n"))
 	}
 	return exitCode(err)
+}
+
+// explain returns the text of an error. One of cobra's own says only what is
+// wrong with the arguments, and gets a word on what to do.
+func explain(cmd *cobra.Command, err error) string {
+	_, ran := errors.AsType[*runError](err)
+	_, ours := errors.AsType[*usageError](err)
+	if ran || ours {
+		return err.Error()
+	}
+	return fmt.Sprintf("%v; see %s --help", err, cmd.CommandPath())
 }
 
 // errReported is the failure of a command that has already said why.
@@ -130,7 +141,28 @@ Settings are environment variables that begin with PACKSHIP_;
 		newSchema(std),
 		newVersion(std),
 	)
+	checkArguments(root)
 	return root
+}
+
+// checkArguments has the commands that cobra adds refuse what they do not know.
+// By themselves they show the help and exit 0.
+func checkArguments(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			cmd.Args = func(_ *cobra.Command, args []string) error {
+				if _, rest, err := root.Find(args); err != nil || len(rest) > 0 {
+					return usagef("there is no command %q; see packship --help", strings.Join(args, " "))
+				}
+				return nil
+			}
+		case "completion":
+			cmd.RunE = needsCommand
+		}
+	}
 }
 
 // needsCommand answers a command that only groups others.

@@ -35,11 +35,7 @@ func showSettings(std Streams, entries []app.Entry, asJSON bool) error {
 	w := tabwriter.NewWriter(std.Out, 0, 0, 2, ' ', 0)
 	row(w, "NAME\tDEFAULT\tVALUE\tMEANING")
 	for _, e := range entries {
-		value := "-"
-		if e.Given {
-			value = e.Value
-		}
-		row(w, "%s\t%s\t%s\t%s", e.Name, dash(e.Default), value, e.Meaning)
+		row(w, "%s\t%s\t%s\t%s", e.Name, dash(e.Default), dash(e.Value), e.Meaning)
 	}
 	return w.Flush()
 }
