@@ -121,9 +121,7 @@ func payload(rec *Record) (data []byte, id string, err error) {
 		return nil, "", &NotPackedError{ReasonEmpty, "the record has no value"}
 	}
 	id, _ = rec.Header("ce_id")
-	contentType, _ := rec.Header("content-type")
-	mediaType, _, _ := strings.Cut(contentType, ";")
-	if !strings.EqualFold(strings.TrimSpace(mediaType), "application/cloudevents+json") {
+	if !rec.Structured() {
 		return rec.Value, id, nil
 	}
 	envelope, err := object(rec.Value)

@@ -85,6 +85,7 @@ func TestDecodePackedBindings(t *testing.T) {
 		"structured":                          {record(`{"id":"ce-7","specversion":"1.0","data":`+unnamed+`}`, "content-type", structured), "ce-7"},
 		"structured, id of its own":           {record(`{"id":"ce-7","data":`+bare+`}`, "content-type", structured), "evt-1"},
 		"structured, with a charset":          {record(`{"id":"ce-7","data":`+unnamed+`}`, "content-type", "Application/CloudEvents+JSON; charset=UTF-8"), "ce-7"},
+		"structured, header in capitals":      {record(`{"id":"ce-7","data":`+unnamed+`}`, "Content-Type", structured), "ce-7"},
 		"structured, byte order mark":         {record("\ufeff"+`{"id":"ce-7","data":`+unnamed+`}`, "content-type", structured), "ce-7"},
 		"structured, header id as well":       {record(`{"id":"ce-7","data":`+unnamed+`}`, "content-type", structured, "ce_id", "ce-6"), "ce-7"},
 		"structured, empty id":                {record(`{"id":"","data":`+unnamed+`}`, "content-type", structured, "ce_id", "ce-6"), "ce-6"},

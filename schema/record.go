@@ -2,6 +2,7 @@ package schema
 
 import (
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -31,6 +32,18 @@ func (r *Record) Header(key string) (string, bool) {
 		}
 	}
 	return "", false
+}
+
+// Structured reports whether the value is the envelope of a CloudEvent in
+// structured mode. Some producers write the header as HTTP does, in capitals.
+func (r *Record) Structured() bool {
+	for _, h := range slices.Backward(r.Headers) {
+		if strings.EqualFold(h.Key, "content-type") {
+			mediaType, _, _ := strings.Cut(string(h.Value), ";")
+			return strings.EqualFold(strings.TrimSpace(mediaType), "application/cloudevents+json")
+		}
+	}
+	return false
 }
 
 // Source says where a packed event stood in its topic. It is part of a result

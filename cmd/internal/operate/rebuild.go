@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 
 	"packship/cmd/internal/life"
 	"packship/schema"
@@ -56,9 +55,7 @@ func rebuild(rec *schema.Record, resultID string, changes []Change) (*schema.Rec
 
 // rewrite changes the event in the value of a record.
 func rewrite(rec *schema.Record, id string, changes []Change) ([]byte, error) {
-	contentType, _ := rec.Header("content-type")
-	mediaType, _, _ := strings.Cut(contentType, ";")
-	if !strings.EqualFold(strings.TrimSpace(mediaType), "application/cloudevents+json") {
+	if !rec.Structured() {
 		return change(rec.Value, changes)
 	}
 	envelope, err := parseObject(rec.Value)

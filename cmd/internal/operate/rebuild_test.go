@@ -18,6 +18,7 @@ import (
 func TestRebuild(t *testing.T) {
 	const id, made = "0b1f", "redrive-0b1f"
 	structured := []schema.Header{{Key: "content-type", Value: []byte("application/cloudevents+json; charset=UTF-8")}}
+	capitals := []schema.Header{{Key: "Content-Type", Value: []byte("application/cloudevents+json")}}
 	change := func(assignments ...string) []Change {
 		var all []Change
 		for _, a := range assignments {
@@ -61,6 +62,10 @@ func TestRebuild(t *testing.T) {
 		},
 		"structured": {
 			`{"specversion":"1.0","id":"e","data":{"tid":"1"},"source":"/wms"}`, structured, nil,
+			`{"specversion":"1.0","id":"redrive-0b1f","data":{"tid":"1","event_id":"redrive-0b1f","redrive_of":"0b1f"},"source":"/wms"}`,
+		},
+		"structured, header in capitals": {
+			`{"specversion":"1.0","id":"e","data":{"tid":"1"},"source":"/wms"}`, capitals, nil,
 			`{"specversion":"1.0","id":"redrive-0b1f","data":{"tid":"1","event_id":"redrive-0b1f","redrive_of":"0b1f"},"source":"/wms"}`,
 		},
 		"structured, data as text": {
