@@ -1102,11 +1102,13 @@ func TestStatusJSON(t *testing.T) {
 	u := newUpstream(t, testConfig("http://api.test/"))
 	halt(u.accounts[0])
 	parkShop(u.accounts[0], "S1")
+	idle := newUpstream(t, testConfig("http://api.test/"))
 	for name, tt := range map[string]struct {
 		value any
 		keys  []string
 	}{
 		"account": {u.Accounts()[0], []string{"name", "state", "reason", "breaker", "rate", "in_flight", "calls", "spent"}},
+		"idle":    {idle.Accounts()[0], []string{"name", "state", "reason", "breaker", "rate", "in_flight", "calls", "spent"}},
 		"shop":    {u.ParkedShops()[0], []string{"shop_id", "account", "reason", "since"}},
 	} {
 		raw, err := json.Marshal(tt.value)
@@ -1123,7 +1125,7 @@ func TestStatusJSON(t *testing.T) {
 			}
 		}
 	}
-	if raw, _ := json.Marshal(newUpstream(t, testConfig("http://api.test/")).ParkedShops()); string(raw) != "[]" {
+	if raw, _ := json.Marshal(idle.ParkedShops()); string(raw) != "[]" {
 		t.Errorf("no parked shops: got %s", raw)
 	}
 	if got := u.Accounts()[0].Rate; got != 100000 {

@@ -347,10 +347,10 @@ const (
 // AccountStatus is the state of an account.
 type AccountStatus struct {
 	Name string `json:"name"`
-	// State is sending, paused, halted or idle; Reason says why, if it does
-	// not send.
+	// State is sending, paused, halted or idle; Reason says why it is paused or
+	// halted, else it is "".
 	State  string `json:"state"`
-	Reason string `json:"reason,omitempty"`
+	Reason string `json:"reason"`
 	// Since is when a paused or halted account stopped sending.
 	Since *time.Time `json:"since,omitempty"`
 	// Until is when a pause ends, or one order is tried, without anybody doing
