@@ -42,7 +42,7 @@ var accountName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 func ReadAccounts(file string) ([]upstream.Account, []Problem) {
 	var problems []Problem
 	problem := func(format string, args ...any) {
-		problems = append(problems, Problem{variable("ACCOUNTS_FILE"), fmt.Sprintf(format, args...)})
+		problems = append(problems, Problem{variable("ACCOUNTS_FILE"), OneLine(fmt.Sprintf(format, args...))})
 	}
 	data, err := os.ReadFile(file) //nolint:gosec // an operator's setting names the file
 	if err != nil {

@@ -46,7 +46,7 @@ type checker struct {
 }
 
 func (c *checker) problem(name, format string, args ...any) {
-	c.problems = append(c.problems, Problem{variable(name), fmt.Sprintf(format, args...)})
+	c.problems = append(c.problems, Problem{variable(name), OneLine(fmt.Sprintf(format, args...))})
 }
 
 func (c *checker) oneOf(name, value string, allowed ...string) {

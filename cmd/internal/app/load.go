@@ -34,6 +34,30 @@ func (e *SettingsError) Error() string {
 	return "settings: " + strings.Join(texts, "; ")
 }
 
+// fieldOfType is how the YAML reader tells of a field that is not there. The type
+// is none of the reader's business.
+var fieldOfType = regexp.MustCompile(`( not found) in type \S+`)
+
+// OneLine makes one line of an error's text that has several, as those of YAML
+// files and joined errors have.
+func OneLine(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(fieldOfType.ReplaceAllString(text, "$1")) {
+		if line = strings.TrimSpace(line); line == "" {
+			continue
+		}
+		switch so := b.String(); {
+		case so == "":
+		case strings.HasSuffix(so, ":"):
+			b.WriteString(" ")
+		default:
+			b.WriteString("; ")
+		}
+		b.WriteString(line)
+	}
+	return b.String()
+}
+
 // Part is a group of settings. A command that does not talk to the shipping API
 // does not insist on its token.
 type Part int

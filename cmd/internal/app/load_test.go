@@ -290,6 +290,14 @@ func TestProblems(t *testing.T) {
 			map[string]string{"ACCOUNTS_FILE": list(account("a", writeFile(t, "a2", "a"), "    balance: 50000\n"))},
 			[]string{"cannot unmarshal"},
 		},
+		"a field that accounts do not have": {
+			map[string]string{"ACCOUNTS_FILE": list(account("a", writeFile(t, "a3", "a"), "    shop: [s]\n"))},
+			[]string{"^PACKSHIP_ACCOUNTS_FILE .*: line 4: field shop not found$"},
+		},
+		"carriers of another form": {
+			map[string]string{"CARRIERS_FILE": writeFile(t, "carriers.yaml", "carriers: 1\n")},
+			[]string{"^PACKSHIP_CARRIERS_FILE cannot be used: .*yaml: unmarshal errors: line 1: cannot unmarshal .*$"},
+		},
 		"accounts file in place of a token": {map[string]string{"UPSTREAM_TOKEN": "", "ACCOUNTS_FILE": accounts}, nil},
 		"misspelt": {
 			map[string]string{"KAFKA_BROKER": "k:1", "BROKERS": "k:1", "UPSTREAM_TOKN": "x", "FROBNICATE": "1", "HTTP_PORT": "8080"},

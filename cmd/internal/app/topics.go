@@ -169,7 +169,7 @@ func (k *Kafka) ledgerProblem(ctx context.Context) (string, error) {
 	case isTrouble(err):
 		return "", err
 	default:
-		return strings.ReplaceAll(err.Error(), "\n", "; "), nil
+		return OneLine(err.Error()), nil
 	}
 }
 

@@ -45,7 +45,7 @@ func Main(ctx context.Context, args []string, std Streams) int {
 		return exitDone
 	}
 	if !errors.Is(err, errReported) {
-		std.err("packship: %s\n", strings.TrimSuffix(explain(cmd, err), "\n"))
+		std.err("packship: %s\n", app.OneLine(explain(cmd, err)))
 	}
 	return exitCode(err)
 }
