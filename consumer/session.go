@@ -117,6 +117,10 @@ func newSession(ctx context.Context, gen *kafka.Generation, topic string) *sessi
 	return s
 }
 
+// fenced reports whether the session has ended because the group no longer counts
+// this member.
+func (s *session) fenced() bool { return errors.Is(context.Cause(s.ctx), errFenced) }
+
 // topicGone reports whether the topic has ceased to exist.
 func (c *Consumer) topicGone(ctx context.Context) bool {
 	n, err := c.partitions(ctx)
@@ -160,7 +164,7 @@ func (c *Consumer) supervise(generation context.Context, s *session) {
 	c.gate.shut(s.ctx) //nolint:contextcheck // the session's context is what the gate was opened for
 	c.setRejoining(s)
 	c.lastCommit.raise()
-	if !errors.Is(context.Cause(s.ctx), errFenced) {
+	if !s.fenced() {
 		<-generation.Done()
 	}
 }
