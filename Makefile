@@ -3,10 +3,10 @@
 VERSION ?= dev
 TAG     ?= local
 
-.PHONY: test lint demo image rules docs sbom vuln man help
+.PHONY: test lint manifests demo image rules docs sbom vuln man help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: ## all tests; they need nothing but Go
 	go test ./...
@@ -15,6 +15,9 @@ lint: ## go vet, gofmt, golangci-lint
 	go vet ./...
 	test -z "$$(gofmt -l .)"
 	golangci-lint run ./...
+
+manifests: ## renders the overlays, and checks what comes out by the Kubernetes API's own types
+	cd .ci/manifests && go test ./...
 
 demo: ## the whole story on this machine
 	go run ./cmd/packship demo

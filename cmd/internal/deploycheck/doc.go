@@ -8,8 +8,9 @@
 //
 // The manifests are decoded strictly into structs that have the fields in use and
 // no others, instead of the types of the Kubernetes API: those would be the
-// largest dependency of the module, for the sake of one test. Where kubectl or
-// promtool is installed, they are asked as well.
+// largest dependency of the module, for the sake of one test. What kustomize makes
+// of the manifests is decoded into those types in .ci/manifests, a module of its
+// own. Where promtool is installed, it is asked as well.
 //
 // go test -update writes again what is made from the code or from another file.
 package deploycheck

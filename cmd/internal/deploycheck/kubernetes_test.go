@@ -9,8 +9,6 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
-	"os/exec"
-	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -404,41 +402,4 @@ func mebibytes(t *testing.T, n string) int {
 		t.Fatal(err)
 	}
 	return v
-}
-
-// TestRendered asks kubectl, where there is one, for what would be applied.
-func TestRendered(t *testing.T) {
-	kubectl, err := exec.LookPath("kubectl")
-	if err != nil {
-		t.Skip("kubectl is not installed")
-	}
-	for _, name := range overlays {
-		cmd := exec.CommandContext(t.Context(), kubectl, "kustomize", path.Join("deploy/k8s/overlays", name))
-		cmd.Dir = root
-		out, err := cmd.Output()
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		o := new(objects)
-		for _, node := range documents(t, name, string(out)) {
-			o.add(t, name, node)
-		}
-		k := one[kustomization](t, "deploy/k8s/overlays/"+name+"/kustomization.yaml")
-		for owner, pod := range o.pods() {
-			c := pod.Spec.Containers[0]
-			if image := k.Images[0].NewName + ":" + k.Images[0].NewTag; strings.HasPrefix(c.Image, "packship") && c.Image != image {
-				t.Errorf("%s: %s runs %s, want %s", name, owner, c.Image, image)
-			}
-			for _, from := range c.EnvFrom {
-				if !slices.ContainsFunc(o.simples, func(s simple) bool { return s.Kind == "ConfigMap" && s.Metadata.Name == from.ConfigMapRef.Name }) {
-					t.Errorf("%s: %s wants a ConfigMap %s that is not there", name, owner, from.ConfigMapRef.Name)
-				}
-			}
-		}
-		for _, s := range o.simples {
-			if s.Kind != "Namespace" && s.Metadata.Namespace != k.Namespace {
-				t.Errorf("%s: %s %s is in namespace %q, want %q", name, s.Kind, s.Metadata.Name, s.Metadata.Namespace, k.Namespace)
-			}
-		}
-	}
 }

@@ -14,8 +14,6 @@ import (
 type meta struct {
 	Name   string            `yaml:"name"`
 	Labels map[string]string `yaml:"labels"`
-	// What kustomize adds.
-	Namespace string `yaml:"namespace"`
 }
 
 type selector struct {
@@ -260,15 +258,13 @@ type prometheusRule struct {
 
 // simple is a kind of which nothing is checked but its form.
 type simple struct {
-	APIVersion                   string            `yaml:"apiVersion"`
-	Kind                         string            `yaml:"kind"`
-	Metadata                     meta              `yaml:"metadata"`
-	AutomountServiceAccountToken *bool             `yaml:"automountServiceAccountToken"`
-	Type                         string            `yaml:"type"`
-	Data                         map[string]string `yaml:"data"`
+	APIVersion                   string `yaml:"apiVersion"`
+	Kind                         string `yaml:"kind"`
+	Metadata                     meta   `yaml:"metadata"`
+	AutomountServiceAccountToken *bool  `yaml:"automountServiceAccountToken"`
 }
 
-// objects are the manifests of a folder, or of an overlay.
+// objects are the manifests that an overlay is made of, before they are rendered.
 type objects struct {
 	deployments []deployment
 	jobs        []job
@@ -305,7 +301,7 @@ func (o *objects) add(t *testing.T, name string, node *yaml.Node) {
 		o.monitors = appended(t, name, node, o.monitors)
 	case "monitoring.coreos.com/v1 PrometheusRule":
 		strict(t, name, node, new(prometheusRule))
-	case "v1 Namespace", "v1 ServiceAccount", "v1 ConfigMap", "v1 Secret":
+	case "v1 Namespace", "v1 ServiceAccount":
 		o.simples = appended(t, name, node, o.simples)
 	default:
 		t.Fatalf("%s: %s is not a kind that this test knows", name, head.APIVersion)
