@@ -2,8 +2,8 @@ package manifests
 
 import (
 	"maps"
-	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -55,6 +55,13 @@ type need struct {
 	key        string // of a Secret or ConfigMap; empty if all of it is meant
 }
 
+func (n need) String() string {
+	if n.key != "" {
+		return n.key + " of the " + n.kind + " " + n.name
+	}
+	return "the " + n.kind + " " + n.name
+}
+
 // needs returns what a workload refers to by name.
 func (r rendering) needs(w workload) []need {
 	var all []need
@@ -64,20 +71,21 @@ func (r rendering) needs(w workload) []need {
 	for _, s := range w.pod.Spec.ImagePullSecrets {
 		all = append(all, need{"Secret", s.Name, ""})
 	}
-	mounted := map[string]need{} // by the volume's name
+	volumes := map[string]need{} // by their names; those that are empty need nothing
 	for _, v := range w.pod.Spec.Volumes {
 		switch {
 		case v.Secret != nil:
-			mounted[v.Name] = need{"Secret", v.Secret.SecretName, ""}
+			volumes[v.Name] = need{"Secret", v.Secret.SecretName, ""}
 		case v.ConfigMap != nil:
-			mounted[v.Name] = need{"ConfigMap", v.ConfigMap.Name, ""}
+			volumes[v.Name] = need{"ConfigMap", v.ConfigMap.Name, ""}
 		case v.PersistentVolumeClaim != nil:
-			mounted[v.Name] = need{"PersistentVolumeClaim", v.PersistentVolumeClaim.ClaimName, ""}
-		case v.EmptyDir == nil:
-			mounted[v.Name] = need{"volume of a sort that this test knows", v.Name, ""}
+			volumes[v.Name] = need{"PersistentVolumeClaim", v.PersistentVolumeClaim.ClaimName, ""}
+		case v.EmptyDir != nil:
+		default:
+			volumes[v.Name] = need{"volume of a sort that this test knows", v.Name, ""}
 		}
 	}
-	all = slices.AppendSeq(all, maps.Values(mounted))
+	all = slices.AppendSeq(all, maps.Values(volumes))
 	for _, c := range w.containers() {
 		var values []string
 		for _, from := range c.EnvFrom {
@@ -100,16 +108,29 @@ func (r rendering) needs(w workload) []need {
 				all = append(all, need{"Secret", e.ValueFrom.SecretKeyRef.Name, e.ValueFrom.SecretKeyRef.Key})
 			}
 		}
-		// A setting may be the name of a file that is mounted.
-		for _, m := range c.VolumeMounts {
-			for _, value := range values {
-				if key, ok := strings.CutPrefix(value, m.MountPath+"/"); ok && mounted[m.Name].name != "" {
-					all = append(all, need{mounted[m.Name].kind, mounted[m.Name].name, key})
-				}
+		// A setting may be the name of a file.
+		for _, file := range values {
+			if !strings.HasPrefix(file, "/") {
+				continue
 			}
+			all = append(all, mountedAs(file, c, volumes))
 		}
 	}
 	return all
+}
+
+// mountedAs returns what a file in a container is made of.
+func mountedAs(file string, c corev1.Container, volumes map[string]need) need {
+	for _, m := range c.VolumeMounts {
+		if key, ok := strings.CutPrefix(file, m.MountPath); ok && (key == "" || key[0] == '/') {
+			from := volumes[m.Name]
+			if from.kind != "" {
+				from.key = strings.TrimPrefix(key, "/")
+			}
+			return from
+		}
+	}
+	return need{"mounted file", file, ""}
 }
 
 func (r rendering) configMap(name string) *corev1.ConfigMap {
@@ -145,11 +166,7 @@ func (r rendering) has(n need) bool {
 // madeByHand reports whether docs/kubernetes.md says how to make it.
 func (r rendering) madeByHand(t *testing.T, n need) bool {
 	t.Helper()
-	page, err := os.ReadFile(filepath.Join(root, "docs/kubernetes.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, command, ok := strings.Cut(string(page), "kubectl -n "+r.kustomization.Namespace+" create secret generic "+n.name+" ")
+	_, command, ok := strings.Cut(text(t, filepath.Join(root, "docs/kubernetes.md")), "kubectl -n "+r.kustomization.Namespace+" create secret generic "+n.name+" ")
 	command, _, _ = strings.Cut(command, "```")
 	return ok && n.kind == "Secret" && (n.key == "" || slices.Contains(strings.Fields(command), "--from-file="+n.key))
 }
@@ -160,8 +177,8 @@ func TestWhatPodsNeedIsThere(t *testing.T) {
 			r := render(t, name)
 			for _, w := range r.workloads(t) {
 				for _, n := range r.needs(w) {
-					if !r.has(n) && !r.madeByHand(t, n) {
-						t.Errorf("%s needs the %s %s %s, which is not there, and docs/kubernetes.md does not say how to make it", w.name, n.kind, n.name, n.key)
+					if n != (need{}) && !r.has(n) && !r.madeByHand(t, n) {
+						t.Errorf("%s needs %s, which is not there, and docs/kubernetes.md does not say how to make it", w.name, n)
 					}
 				}
 				for _, c := range w.containers() {
@@ -209,6 +226,9 @@ func TestSelectors(t *testing.T) {
 					selects("the Deployment", w.name, expressed(w.selector))
 				}
 				for _, s := range w.pod.Spec.TopologySpreadConstraints {
+					if s.TopologyKey != corev1.LabelTopologyZone && s.TopologyKey != corev1.LabelHostname {
+						t.Errorf("%s is spread over %s, which nodes do not have", w.name, s.TopologyKey)
+					}
 					selects("the spread over "+s.TopologyKey+" of", w.name, expressed(s.LabelSelector))
 				}
 			}
@@ -260,6 +280,12 @@ func TestPorts(t *testing.T) {
 			for _, w := range r.workloads(t) {
 				containers[w.name] = w.containers()
 				for _, c := range w.containers() {
+					if i := slices.Index(c.Args, "--addr"); i >= 0 {
+						port, ok := strings.CutPrefix(c.Args[i+1], "0.0.0.0:")
+						if !ok || !listens(intstr.Parse(port), corev1.ProtocolTCP, c) {
+							t.Errorf("%s listens at %s, which is no port of %s", w.name, c.Args[i+1], c.Name)
+						}
+					}
 					for what, p := range map[string]*corev1.Probe{"startup": c.StartupProbe, "liveness": c.LivenessProbe, "readiness": c.ReadinessProbe} {
 						switch {
 						case p == nil:
@@ -293,7 +319,7 @@ func TestPorts(t *testing.T) {
 				for _, rule := range p.Spec.Ingress {
 					for _, port := range rule.Ports {
 						if port.Port == nil || port.Protocol == nil || !listens(*port.Port, *port.Protocol, containers[p.Name]...) {
-							t.Errorf("the NetworkPolicy %s lets in what is no port of its pods: %s", p.Name, port.String())
+							t.Errorf("the NetworkPolicy %s lets in %s, which is no port of its pods", p.Name, port.String())
 						}
 					}
 				}
@@ -307,6 +333,38 @@ func TestPorts(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestNetworkPolicyPage holds the ports and the namespace of the policy to what
+// docs/kubernetes.md says of it.
+func TestNetworkPolicyPage(t *testing.T) {
+	_, page, _ := strings.Cut(text(t, filepath.Join(root, "docs/kubernetes.md")), "**The network policy** ")
+	page, _, _ = strings.Cut(page, "\n6. ")
+	told := map[string]bool{"TCP 53": true, "UDP 53": true} // DNS
+	for _, port := range regexp.MustCompile(`\b\d+\b`).FindAllString(page, -1) {
+		told["TCP "+port] = true
+	}
+	open := map[string]bool{}
+	for _, p := range of[*networkingv1.NetworkPolicy](render(t, "production")) {
+		var ports []networkingv1.NetworkPolicyPort
+		for _, rule := range p.Spec.Ingress {
+			ports = append(ports, rule.Ports...)
+			for _, from := range rule.From {
+				if namespace := from.NamespaceSelector.MatchLabels[corev1.LabelMetadataName]; !strings.Contains(page, "`"+namespace+"`") {
+					t.Errorf("the policy lets in the namespace %q, of which docs/kubernetes.md does not speak", namespace)
+				}
+			}
+		}
+		for _, rule := range p.Spec.Egress {
+			ports = append(ports, rule.Ports...)
+		}
+		for _, port := range ports {
+			open[string(*port.Protocol)+" "+port.Port.String()] = true
+		}
+	}
+	if !maps.Equal(told, open) {
+		t.Errorf("the policy has %v, and docs/kubernetes.md tells of %v", slices.Sorted(maps.Keys(open)), slices.Sorted(maps.Keys(told)))
 	}
 }
 
@@ -346,6 +404,9 @@ func TestNamespaces(t *testing.T) {
 				t.Errorf("there is no namespace %q", want)
 			}
 			for _, o := range r.objects {
+				if space, ok := o.(*corev1.Namespace); ok && space.Labels["pod-security.kubernetes.io/enforce"] != "restricted" {
+					t.Errorf("the namespace %s lets any pod in: %v", space.Name, space.Labels)
+				}
 				if _, whole := o.(*corev1.Namespace); !whole && o.GetNamespace() != want {
 					t.Errorf("%T %s is in namespace %q, want %q", o, o.GetName(), o.GetNamespace(), want)
 				}
@@ -371,6 +432,11 @@ func TestNamesAreLegal(t *testing.T) {
 				for key, value := range o.GetLabels() {
 					legal(key, validation.IsQualifiedName(key))
 					legal(value, validation.IsValidLabelValue(value))
+				}
+			}
+			for _, s := range of[*corev1.Service](r) {
+				if ip := s.Spec.ClusterIP; ip != "" && ip != corev1.ClusterIPNone {
+					t.Errorf("the Service %s asks for the address %s", s.Name, ip)
 				}
 			}
 			for _, w := range r.workloads(t) {

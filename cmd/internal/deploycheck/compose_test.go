@@ -177,8 +177,8 @@ func TestComposeMonitoring(t *testing.T) {
 			IsDefault bool   `yaml:"isDefault"`
 		} `yaml:"datasources"`
 	}
-	if d := one[sources](t, "deploy/grafana/provisioning/datasources/prometheus.yaml").Datasources[0]; d.URL != "http://prometheus:9090" {
-		t.Errorf("Grafana asks %s", d.URL)
+	if d := one[sources](t, "deploy/grafana/provisioning/datasources/prometheus.yaml").Datasources[0]; d.URL != "http://prometheus:9090" || d.Type != "prometheus" || d.Access != "proxy" {
+		t.Errorf("Grafana asks %+v", d)
 	}
 	type providers struct {
 		APIVersion int `yaml:"apiVersion"`
@@ -190,7 +190,11 @@ func TestComposeMonitoring(t *testing.T) {
 			} `yaml:"options"`
 		} `yaml:"providers"`
 	}
-	dashboards := one[providers](t, "deploy/grafana/provisioning/dashboards/packship.yaml").Providers[0].Options.Path
+	provider := one[providers](t, "deploy/grafana/provisioning/dashboards/packship.yaml").Providers[0]
+	dashboards := provider.Options.Path
+	if provider.Type != "file" {
+		t.Errorf("Grafana takes dashboards of type %q", provider.Type)
+	}
 	if !slices.Contains(file.Services["grafana"].Volumes, "./grafana/packship.json:"+path.Join(dashboards, "packship.json")+":ro") {
 		t.Errorf("the dashboard is not where Grafana looks, in %s", dashboards)
 	}
