@@ -27,6 +27,7 @@ image: ## the container image
 		--build-arg REVISION=$$(git rev-parse HEAD) -t packship:$(TAG) .
 
 rules: ## checks and tests the alerts; needs promtool
+	promtool check config --syntax-only deploy/prometheus/prometheus.yml
 	promtool check rules deploy/prometheus/rules.yaml
 	promtool test rules deploy/prometheus/rules_test.yaml
 
