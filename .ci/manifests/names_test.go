@@ -336,6 +336,22 @@ func TestPorts(t *testing.T) {
 	}
 }
 
+// TestTokenOfDemo: the simulated API asks for the token that packship has.
+func TestTokenOfDemo(t *testing.T) {
+	r := render(t, "demo")
+	for _, w := range r.workloads(t) {
+		for _, c := range w.containers() {
+			if i := slices.Index(c.Args, "--token"); i >= 0 {
+				if secret := of[*corev1.Secret](r)[0].Data["upstream-token"]; string(secret) != c.Args[i+1] {
+					t.Errorf("%s asks for the token %q, and packship has %q", w.name, c.Args[i+1], secret)
+				}
+				return
+			}
+		}
+	}
+	t.Error("nothing asks for a token")
+}
+
 // TestNetworkPolicyPage holds the ports and the namespace of the policy to what
 // docs/kubernetes.md says of it.
 func TestNetworkPolicyPage(t *testing.T) {
@@ -368,7 +384,8 @@ func TestNetworkPolicyPage(t *testing.T) {
 	}
 }
 
-// TestImages: an image is the one of the kustomization, or it has a version.
+// TestImages: an image is the one of the kustomization, which the page says how to
+// build, or it has a version.
 func TestImages(t *testing.T) {
 	for _, name := range overlays(t) {
 		t.Run(name, func(t *testing.T) {
@@ -383,6 +400,9 @@ func TestImages(t *testing.T) {
 				image := i.NewName + ":" + i.NewTag
 				if !used[image] {
 					t.Errorf("nothing runs %s, which the kustomization names", image)
+				}
+				if !strings.Contains(text(t, filepath.Join(root, "docs/kubernetes.md")), "-t "+image+" ") {
+					t.Errorf("docs/kubernetes.md does not say how to build %s", image)
 				}
 				delete(used, image)
 			}
@@ -400,6 +420,9 @@ func TestNamespaces(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := render(t, name)
 			want := r.kustomization.Namespace
+			if !strings.Contains(text(t, filepath.Join(root, "docs/kubernetes.md")), "kubectl -n "+want+" ") {
+				t.Errorf("docs/kubernetes.md does not speak of namespace %q", want)
+			}
 			if !r.has(need{"Namespace", want, ""}) {
 				t.Errorf("there is no namespace %q", want)
 			}
