@@ -99,6 +99,7 @@ func TestExitCodes(t *testing.T) {
 		"pack unset":     {nil, []string{"pack", orders}, 2, `^$`, `PACKSHIP_KAFKA_BROKERS is not set`},
 		"fault":          {nil, []string{"simulate", "--fault", "{kind: nonsense}"}, 2, `^$`, `^packship: --fault`},
 		"fault field":    {nil, []string{"simulate", "--fault", "{kind: hang, when: now}"}, 2, `^$`, `^packship: --fault .*yaml: unmarshal errors: line 1: field when not found\n$`},
+		"rate":           {nil, []string{"simulate", "--rate", "-5", "--addr", "nowhere"}, 2, `^$`, `^packship: --rate -5: give the calls in any second, or -1 for no limit\n$`},
 		"scenario":       {nil, []string{"simulate", "--scenario", "/nonexistent"}, 2, `^$`, `^packship: --scenario: open /nonexistent`},
 		"scenario field": {nil, []string{"simulate", "--scenario", file(t, "s.yaml", "foo: 1\nbar: 2\n")}, 2, `^$`, `^packship: --scenario .*: line 1: field foo not found; line 2: field bar not found\n$`},
 	}

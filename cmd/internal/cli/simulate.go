@@ -74,6 +74,8 @@ func (s *simulation) options(fixed bool) (upstreamtest.Options, error) {
 		options.Latency = upstreamtest.Latency{Fixed: s.latency}
 	}
 	switch {
+	case s.rate < -1:
+		return options, usagef("--rate %d: give the calls in any second, or -1 for no limit", s.rate)
 	case s.rate > 0:
 		options.Rate.PerSecond = s.rate
 	case s.rate < 0:
