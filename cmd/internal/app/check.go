@@ -19,8 +19,11 @@ import (
 // check returns what is wrong with values that could be parsed. It reads the
 // files that the settings name, so that a missing one is found here and not at
 // the first order.
-func (s *Settings) check(parts Part) []Problem {
-	c := checker{s: s}
+//
+// Settings whose names are in broken could not be parsed and have no value that
+// says anything of the others.
+func (s *Settings) check(parts Part, broken map[string]bool) []Problem {
+	c := checker{s: s, broken: broken}
 	if parts&PartKafka != 0 {
 		c.kafka()
 		c.topics()
@@ -42,6 +45,7 @@ func (s *Settings) check(parts Part) []Problem {
 // checker gathers problems.
 type checker struct {
 	s        *Settings
+	broken   map[string]bool
 	problems []Problem
 }
 
@@ -108,7 +112,7 @@ func (c *checker) tls() {
 		{"KAFKA_TLS_CERT_FILE", s.KafkaTLSCertFile},
 		{"KAFKA_TLS_KEY_FILE", s.KafkaTLSKeyFile},
 	}
-	if !s.KafkaTLS {
+	if !bool(s.KafkaTLS) && !c.broken["KAFKA_TLS"] {
 		for _, f := range files {
 			if f.value != "" {
 				c.problem(f.name, "is set but %s is off; switch it on or leave the file out", variable("KAFKA_TLS"))

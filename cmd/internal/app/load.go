@@ -127,7 +127,7 @@ func Load(parts Part) (Settings, error) {
 		value.FieldByIndex(f.field.Index).Set(one.Elem().Field(0))
 	}
 	s.normalize()
-	for _, p := range s.check(parts) {
+	for _, p := range s.check(parts, broken) {
 		if !broken[strings.TrimPrefix(p.Name, Prefix+"_")] {
 			problems = append(problems, p)
 		}

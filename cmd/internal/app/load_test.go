@@ -160,6 +160,7 @@ func TestProblems(t *testing.T) {
 	empty := writeFile(t, "empty", "\n")
 	accounts := writeFile(t, "accounts.yaml", "accounts:\n  - name: default\n    token_file: "+writeFile(t, "tok", "x")+"\n")
 	token := writeFile(t, "token", "t\n")
+	authorities := writeFile(t, "ca.pem", string(newAuthority(t).pem))
 	account := func(name, file, more string) string {
 		return "  - name: " + name + "\n    token_file: " + file + "\n" + more
 	}
@@ -232,6 +233,14 @@ func TestProblems(t *testing.T) {
 		"tls files without tls": {
 			map[string]string{"KAFKA_TLS_CA_FILE": missing, "KAFKA_TLS_CERT_FILE": missing, "KAFKA_TLS_KEY_FILE": missing},
 			[]string{"KAFKA_TLS_CA_FILE is set but PACKSHIP_KAFKA_TLS is off", "KAFKA_TLS_CERT_FILE is set but", "KAFKA_TLS_KEY_FILE is set but"},
+		},
+		"tls unparsable": {
+			map[string]string{"KAFKA_TLS": "maybe", "KAFKA_TLS_CA_FILE": authorities},
+			[]string{"KAFKA_TLS must be on or off"},
+		},
+		"tls unparsable, and a file": {
+			map[string]string{"KAFKA_TLS": "maybe", "KAFKA_TLS_CA_FILE": missing},
+			[]string{"KAFKA_TLS must be on or off", "KAFKA_TLS_CA_FILE cannot be read"},
 		},
 		"tls files": {
 			map[string]string{"KAFKA_TLS": "on", "KAFKA_TLS_CA_FILE": empty, "KAFKA_TLS_CERT_FILE": missing},

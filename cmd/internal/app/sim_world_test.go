@@ -200,7 +200,7 @@ func (s *simulation) begin() {
 	if s.change != nil {
 		s.change(set)
 	}
-	if problems := set.check(PartAll); len(problems) > 0 {
+	if problems := set.check(PartAll, nil); len(problems) > 0 {
 		s.t.Fatal(problems)
 	}
 	own := *set
