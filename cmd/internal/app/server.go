@@ -102,8 +102,9 @@ func (c *Connector) admin(action http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		want, err := c.settings.adminToken()
 		if err != nil {
-			c.log.Error("the admin token cannot be read", "err", err)
-			writeError(w, http.StatusInternalServerError, "the admin token cannot be read; see the log")
+			setting := variable("ADMIN_TOKEN_FILE")
+			c.log.Error("the admin token cannot be read", "setting", setting, "err", err)
+			writeError(w, http.StatusServiceUnavailable, "the file that "+setting+" names cannot be used; the log says why, and it is read again for every request")
 			return
 		}
 		if want == "" {

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -150,12 +151,42 @@ func TestAdmin(t *testing.T) {
 	if res := ask(t, newConnector(t, direct).Handler(), "GET", "/api/accounts/default/resume", "Bearer secret"); res.StatusCode != http.StatusMethodNotAllowed {
 		t.Errorf("GET of an action: %d, want 405", res.StatusCode)
 	}
-	c := newConnector(t, fromFile)
-	if err := os.Remove(file); err != nil {
+}
+
+// TestAdminWithoutItsFile has a token file that cannot be read for a while. Nobody
+// is let through, and whoever asks learns which setting it is.
+func TestAdminWithoutItsFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "admin")
+	overwrite(t, file, []byte("from-file"))
+	var log bytes.Buffer
+	s := Defaults()
+	s.KafkaBrokers, s.UpstreamToken, s.AdminTokenFile = List{"127.0.0.1:1"}, "token", file
+	c, err := New(s, Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
 		t.Fatal(err)
 	}
-	if res := ask(t, c.Handler(), "POST", "/api/accounts/default/resume", "Bearer "); res.StatusCode != http.StatusInternalServerError {
-		t.Errorf("without its file the action answers %d, want 500", res.StatusCode)
+	try := func(token string) (int, string) {
+		res := ask(t, c.Handler(), "POST", "/api/accounts/default/resume", "Bearer "+token)
+		return res.StatusCode, body(t, res)
+	}
+	for what, spoil := range map[string]func(){
+		"gone":  func() { _ = os.Remove(file) },
+		"empty": func() { overwrite(t, file, nil) },
+	} {
+		spoil()
+		log.Reset()
+		for _, token := range []string{"", "from-file"} {
+			if code, text := try(token); code != http.StatusServiceUnavailable || !strings.Contains(text, "PACKSHIP_ADMIN_TOKEN_FILE") {
+				t.Errorf("%s, token %q: got %d %s, want 503 and the setting", what, token, code, text)
+			}
+		}
+		if text := log.String(); !strings.Contains(text, "level=ERROR") || !strings.Contains(text, "PACKSHIP_ADMIN_TOKEN_FILE") {
+			t.Errorf("%s: logged %q, want an error with the setting", what, text)
+		}
+	}
+	overwrite(t, file, []byte("another"))
+	if code, text := try("another"); code != http.StatusOK {
+		t.Errorf("with its file again: got %d %s, want 200", code, text)
 	}
 }
 
