@@ -27,7 +27,7 @@ type Story struct {
 // shipped.
 type Shipment struct {
 	ShopID      string   `json:"shop_id"`
-	IsSplit     string   `json:"is_split"` // as it was written, if it is neither 0 nor 1
+	IsSplit     int      `json:"is_split"` // 0 also if it breaks a rule, as in a result
 	SubTID      []string `json:"sub_tid"`
 	OutSID      string   `json:"out_sid"`
 	CompanyCode string   `json:"company_code"`
@@ -207,8 +207,12 @@ func (t *teller) shipment(s schema.Shipment) int {
 	if sub == nil {
 		sub = []string{}
 	}
+	split := 0
+	if s.Split == "1" {
+		split = 1
+	}
 	t.Shipments = append(t.Shipments, Shipment{
-		ShopID: s.ShopID, IsSplit: s.Split, SubTID: sub, OutSID: s.OutSID, CompanyCode: s.CompanyCode,
+		ShopID: s.ShopID, IsSplit: split, SubTID: sub, OutSID: s.OutSID, CompanyCode: s.CompanyCode,
 		State: StateUnknown, key: s,
 	})
 	return len(t.Shipments)

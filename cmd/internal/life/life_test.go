@@ -234,6 +234,35 @@ func TestTell(t *testing.T) {
 	}
 }
 
+// TestIsSplitIsANumber gives it as the events do, also where the event had
+// something else.
+func TestIsSplitIsANumber(t *testing.T) {
+	h := newHistory(t)
+	h.packed(parcel("A"), "e", 0)
+	h.packed(parcel("B", "1"), "e2", 1)
+	wrong := parcel("C")
+	wrong.Split = "true"
+	h.packed(wrong, "e3", 2)
+	text, err := json.Marshal(Tell(h.found).Shipments)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var shipments []struct {
+		OutSID  string          `json:"out_sid"`
+		IsSplit json.RawMessage `json:"is_split"`
+	}
+	if err := json.Unmarshal(text, &shipments); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, s := range shipments {
+		got = append(got, s.OutSID+" "+string(s.IsSplit))
+	}
+	if want := "A 0|B 1|C 0"; strings.Join(got, "|") != want {
+		t.Errorf("got %s, want %s", strings.Join(got, "|"), want)
+	}
+}
+
 // TestTellBadData tells of records that are not what they should be.
 func TestTellBadData(t *testing.T) {
 	h := newHistory(t)
