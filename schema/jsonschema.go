@@ -2,7 +2,9 @@ package schema
 
 import (
 	"embed"
+	"encoding/json"
 	"slices"
+	"sync"
 )
 
 //go:embed *.json
@@ -24,3 +26,31 @@ func JSONSchema(name string) ([]byte, bool) {
 	text, err := schemas.ReadFile(name + ".json")
 	return text, err == nil
 }
+
+// Reasons returns every reason that a shipment-failed event of this version may
+// give, and Classes every class. They are read from its JSON Schema.
+func Reasons() []string { return slices.Clone(failures().Properties.Reason.Enum) }
+
+// Classes is like [Reasons].
+func Classes() []string { return slices.Clone(failures().Properties.Class.Enum) }
+
+// closedSet is a property of a JSON Schema that lists its values.
+type closedSet struct {
+	Enum []string `json:"enum"`
+}
+
+type failureSets struct {
+	Properties struct {
+		Reason closedSet `json:"reason"`
+		Class  closedSet `json:"class"`
+	} `json:"properties"`
+}
+
+var failures = sync.OnceValue(func() failureSets {
+	text, _ := JSONSchema("order.shipment-failed.v1")
+	var sets failureSets
+	if err := json.Unmarshal(text, &sets); err != nil {
+		panic(err) // the file is a part of the program
+	}
+	return sets
+})

@@ -290,7 +290,7 @@ func misspelt(environ []string) []Problem {
 func nearest(name string, known map[string]bool) string {
 	best, least := "", 1+len(name)/5
 	for candidate := range known {
-		d := distance(name, candidate)
+		d := Distance(name, candidate)
 		// A name that lacks a word, like PACKSHIP_BROKERS, is far by letters.
 		if strings.HasSuffix(candidate, strings.TrimPrefix(name, Prefix)) {
 			d = min(d, 2)
@@ -302,8 +302,8 @@ func nearest(name string, known map[string]bool) string {
 	return best
 }
 
-// distance is the number of letters to insert, delete or replace to make b of a.
-func distance(a, b string) int {
+// Distance is the number of letters to insert, delete or replace to make b of a.
+func Distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j

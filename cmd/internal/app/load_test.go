@@ -420,8 +420,8 @@ func TestDistance(t *testing.T) {
 		{"BROKER", "BROKERS", 1},
 		{"TOPIC", "TPOIC", 2},
 	} {
-		if got := distance(tt.a, tt.b); got != tt.want {
-			t.Errorf("distance(%q, %q): got %d, want %d", tt.a, tt.b, got, tt.want)
+		if got := Distance(tt.a, tt.b); got != tt.want {
+			t.Errorf("Distance(%q, %q): got %d, want %d", tt.a, tt.b, got, tt.want)
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/term"
 
 	"packship/cmd/internal/app"
+	"packship/cmd/internal/operate"
 )
 
 // The exit codes.
@@ -89,6 +90,9 @@ func exitCode(err error) int {
 		return exitUsage
 	}
 	if _, ok := errors.AsType[*app.SettingsError](err); ok {
+		return exitUsage
+	}
+	if _, ok := errors.AsType[*operate.FilterError](err); ok {
 		return exitUsage
 	}
 	return exitFailed

@@ -190,8 +190,17 @@ func TestOperateStory(t *testing.T) {
 		`^1 +sent +it was sent again already, and waits or is answered$`, `^order 2000003 +sent`, `^nothing is sent: all 1 failed order is refused$`)
 	ship()
 	match("redrive when shipped", must("", "redrive", "--execute"), `^1 +order_shipped +the order was shipped by another event`)
-	if out := must("", "redrive", "--reason", "nothing"); out != "no failed order fits\n" {
+	if out := must("", "redrive", "--reason", "waybill_expired", "--class", "address"); out != "no failed order fits\n" {
 		t.Errorf("redrive of nothing: %q", out)
+	}
+	for flag, want := range map[string]string{
+		"--reason=waybill_used":     `^packship: redrive: there is no reason "waybill_used", and no failed event has it; the nearest are .*waybill_already_used.*\n$`,
+		"--class=waybill_rejection": `^packship: redrive: there is no class "waybill_rejection", .*waybill_rejected`,
+		"--account=nobody":          `^packship: redrive: there is no account "nobody"; there are default\n$`,
+	} {
+		if code, stdout, stderr := packship(t, env, "", "redrive", flag, "--execute"); code != 2 || stdout != "" || !regexp.MustCompile(want).MatchString(stderr) {
+			t.Errorf("redrive %s: exit code %d, stdout %q, stderr %q, want 2 and %s", flag, code, stdout, stderr, want)
+		}
 	}
 	var report struct {
 		Found, Selected, Refused, Sent int

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -33,6 +34,11 @@ type RedriveFilter struct {
 	// know better.
 	Force bool
 }
+
+// FilterError is about a filter that can mean nothing.
+type FilterError struct{ text string }
+
+func (e *FilterError) Error() string { return e.text }
 
 // Refused is why a failed result is not sent again.
 type Refused string
@@ -168,14 +174,14 @@ func (o *Operator) PlanRedrive(ctx context.Context, f RedriveFilter) (*Redrive, 
 	}
 	for _, account := range f.Accounts {
 		if !slices.Contains(orders.Accounts(), account) {
-			return nil, fmt.Errorf("redrive: there is no account %q; there are %s", account, strings.Join(orders.Accounts(), ", "))
+			return nil, &FilterError{fmt.Sprintf("redrive: there is no account %q; there are %s", account, strings.Join(orders.Accounts(), ", "))}
 		}
 	}
 	s := &selection{
 		Operator: o, filter: f, orders: orders, plan: &Redrive{Refusals: []RedriveRefusal{}, Orders: []RedriveOrder{}, Unmatched: []UnmatchedLine{}},
-		newest: map[part]newest{}, sent: map[string]bool{}, repacked: map[part]bool{}, chosen: map[schema.Key]bool{},
+		reasons: map[string]bool{}, classes: map[string]bool{}, newest: map[part]newest{}, sent: map[string]bool{}, repacked: map[part]bool{}, chosen: map[schema.Key]bool{},
 	}
-	for _, step := range []func(context.Context) error{s.findFailures, s.findShipped, s.findStanding, s.findWaiting, s.judge} {
+	for _, step := range []func(context.Context) error{s.findFailures, s.knowWords, s.findShipped, s.findStanding, s.findWaiting, s.judge} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -192,6 +198,9 @@ type selection struct {
 	plan   *Redrive
 
 	found []candidate
+	// reasons and classes are those of all failures, also of what the filter
+	// does not mean.
+	reasons, classes map[string]bool
 	// newest has the newest failure of everything that is to be shipped, also
 	// of what the filter does not mean.
 	newest map[part]newest
@@ -232,6 +241,7 @@ func (s *selection) findFailures(ctx context.Context) error {
 			return nil //nolint:nilerr // not an event of packship's, or an old acquaintance
 		}
 		seen[r.ResultID] = true
+		s.reasons[r.Reason], s.classes[r.Class] = true, true
 		p := partOfResult(&r)
 		if r.OccurredAt >= s.newest[p].at {
 			s.newest[p] = newest{r.ResultID, r.OccurredAt}
@@ -245,6 +255,29 @@ func (s *selection) findFailures(ctx context.Context) error {
 		return cmp.Or(strings.Compare(a.result.OccurredAt, b.result.OccurredAt), strings.Compare(a.result.ResultID, b.result.ResultID))
 	})
 	return err
+}
+
+// knowWords refuses a filter with a reason or class that is misspelt. Another
+// version may have had words that this one does not know, so that what stands in
+// a failed event is always good.
+func (s *selection) knowWords(context.Context) error {
+	for _, words := range []struct {
+		kind         string
+		given, known []string
+		seen         map[string]bool
+	}{
+		{"reason", s.filter.Reasons, schema.Reasons(), s.reasons},
+		{"class", s.filter.Classes, schema.Classes(), s.classes},
+	} {
+		for _, word := range words.given {
+			if words.seen[word] || slices.Contains(words.known, word) {
+				continue
+			}
+			known := slices.AppendSeq(words.known, maps.Keys(words.seen))
+			return &FilterError{fmt.Sprintf("redrive: there is no %s %q, and no failed event has it; the nearest are %s", words.kind, word, strings.Join(nearest(word, known, 3), ", "))}
+		}
+	}
+	return nil
 }
 
 // meant reports whether the filter means a failed result.

@@ -345,6 +345,22 @@ func TestRedriveFilters(t *testing.T) {
 	if p := w.redrive(RedriveFilter{Limit: 2}, false); p.Selected+p.Refused != len(p.Orders) || p.Selected != 2 || p.Left != 5-len(p.Orders) {
 		t.Errorf("limit: %+v", p)
 	}
+	for what, f := range map[string]RedriveFilter{
+		"reason": {Reasons: []string{"local_validation", "of_tomorrow"}},
+		"class":  {Classes: []string{"needs_nobody"}},
+	} {
+		if _, err := w.operator().PlanRedrive(t.Context(), f); err == nil || !strings.Contains(err.Error(), "there is no "+what) {
+			t.Errorf("an unknown %s: %v", what, err)
+		}
+	}
+	// Another version may have words of its own: what was published is good.
+	w.append(schema.Record{Topic: w.settings.TopicFailed, Key: []byte("9"), Value: []byte(
+		`{"result_id":"r9","status":"failed","occurred_at":"2026-11-24T02:00:00.000Z","shop_id":"a","tid":"9","reason":"of_tomorrow","class":"needs_nobody"}`)})
+	for _, f := range []RedriveFilter{{Reasons: []string{"of_tomorrow"}}, {Classes: []string{"needs_nobody"}}} {
+		if p := w.redrive(f, false); p.Found != 1 {
+			t.Errorf("words of another version: %d found, want 1", p.Found)
+		}
+	}
 	if _, err := w.operator().PlanRedrive(t.Context(), RedriveFilter{Accounts: []string{"nobody"}}); err == nil || !strings.Contains(err.Error(), `no account "nobody"; there are default`) {
 		t.Errorf("an unknown account: %v", err)
 	}

@@ -1,6 +1,7 @@
 package operate
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -192,7 +193,7 @@ func (w *world) produce(values ...string) {
 	}
 }
 
-// append appends a record to the packed topic.
+// append appends a record to its topic, else to the packed one.
 func (w *world) append(r schema.Record) {
 	w.t.Helper()
 	if r.Time.IsZero() {
@@ -207,7 +208,7 @@ func (w *world) append(r schema.Record) {
 			record.Headers = append(record.Headers, kafka.Header{Key: h.Key, Value: h.Value})
 		}
 		res, err := w.kafka.Client.Produce(w.t.Context(), &kafka.ProduceRequest{
-			Topic: w.settings.TopicPacked, Partition: r.Partition, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(record),
+			Topic: cmp.Or(r.Topic, w.settings.TopicPacked), Partition: r.Partition, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(record),
 		})
 		if err == nil {
 			err = res.Error
