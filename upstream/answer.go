@@ -152,6 +152,8 @@ func (t *table) judge(r reply, b body, readable bool, p *schema.Packed, pol poli
 		return t.success(b.success)
 	case m.throttled:
 		return throttled(throttleText, pauseFor(r.header, b.msg))
+	case r.status >= 500 && m.ofOrder(b.code):
+		return unknown(pol) // it may have failed after it had shipped
 	case m.row != nil:
 		return fromRow(m.row, b, p, pol)
 	case b.code == codePlatform:

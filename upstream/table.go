@@ -215,6 +215,15 @@ type match struct {
 	hint bool
 }
 
+// ofOrder reports whether an answer with that code refuses one order. Other rows
+// speak of the account or the shop, or leave the outcome open themselves.
+func (m match) ofOrder(code int64) bool {
+	if m.row == nil {
+		return code == codePlatform
+	}
+	return m.row.action == actFail || m.row.action == actReconcile
+}
+
 var (
 	// subCodePattern finds the platform's codes by their last part, and
 	// longSubCode those that are known by their whole name.
