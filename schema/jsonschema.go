@@ -17,8 +17,11 @@ func Names() []string { return slices.Clone(schemaNames) }
 
 // JSONSchema returns the JSON Schema (draft 2020-12) of the event with the given
 // name, and whether there is one. A packed event that its schema accepts is
-// decoded without a violation, if its numbers are written in digits alone: a
-// schema cannot tell 1.0 from 1.
+// decoded without a violation, if its ids are no larger than an int64 and its
+// numbers are written in digits alone: a schema cannot tell 1.0 from 1. The other
+// way round, whatever breaks no rule is accepted, but for an event_id or an
+// occurred_at that is neither what it should be nor null: that counts as left
+// out, and its producer had better know.
 func JSONSchema(name string) ([]byte, bool) {
 	if !slices.Contains(schemaNames, name) {
 		return nil, false
