@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -28,6 +30,8 @@ type Topic struct {
 	Retention   string `json:"retention"`
 	// Problem says what is wrong and what to do, "" if nothing is.
 	Problem string `json:"problem,omitempty"`
+
+	largest int // record that it takes, in bytes; 0 if the cluster does not say
 }
 
 // TopicsError is about topics that must be put right before anything can run.
@@ -129,7 +133,7 @@ func (k *Kafka) describe(ctx context.Context, topics []Topic) error {
 		if t.Exists {
 			resources = append(resources, kafka.DescribeConfigRequestResource{
 				ResourceType: kafka.ResourceTypeTopic, ResourceName: t.Name,
-				ConfigNames: []string{"cleanup.policy", "retention.ms"},
+				ConfigNames: []string{"cleanup.policy", "retention.ms", "max.message.bytes"},
 			})
 		}
 	}
@@ -151,6 +155,8 @@ func (k *Kafka) describe(ctx context.Context, topics []Topic) error {
 				topics[i].Cleanup = e.ConfigValue
 			case "retention.ms":
 				topics[i].Retention = retention(e.ConfigValue)
+			case "max.message.bytes":
+				topics[i].largest, _ = strconv.Atoi(e.ConfigValue)
 			}
 		}
 	}
@@ -219,8 +225,9 @@ func (k *Kafka) CheckTopics(ctx context.Context, rights Rights) error {
 }
 
 // CreateTopics creates the topics that are missing and returns their names. The
-// ledger gets its own partition count and configuration. A replication of 0 is
-// three, or the number of brokers if there are fewer.
+// ledger gets its own partition count and configuration, and the dead letters get
+// room for their headers. A replication of 0 is three, or the number of brokers if
+// there are fewer.
 func (k *Kafka) CreateTopics(ctx context.Context, partitions, replication int) ([]string, error) {
 	topics, err := k.Topics(ctx)
 	if err != nil {
@@ -240,9 +247,13 @@ func (k *Kafka) CreateTopics(ctx context.Context, partitions, replication int) (
 			continue
 		}
 		config := kafka.TopicConfig{Topic: t.Name, NumPartitions: partitions, ReplicationFactor: replication}
-		if t.Setting == variable(ledgerSetting) {
+		switch t.Setting {
+		case variable(ledgerSetting):
 			config.NumPartitions = k.settings.LedgerPartitions
 			config.ConfigEntries = ledgerConfig(k.settings.LedgerHorizon, replication)
+		case variable("TOPIC_DLQ"):
+			largest := min(k.largestPacked(ctx, topics), math.MaxInt32-deadLetterRoom)
+			config.ConfigEntries = []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: strconv.Itoa(largest + deadLetterRoom)}}
 		}
 		wanted = append(wanted, config)
 		created = append(created, t.Name)
@@ -265,6 +276,43 @@ func (k *Kafka) CreateTopics(ctx context.Context, partitions, replication int) (
 		}
 	}
 	return created, errors.Join(failed...)
+}
+
+const (
+	// deadLetterRoom is how much larger than the packed record a dead letter may
+	// be: it has the whole record and headers of its own.
+	deadLetterRoom = 64 << 10
+	// largestByDefault is Kafka's own default of message.max.bytes.
+	largestByDefault = 1_048_588
+)
+
+// largestPacked returns the size of the largest record that the packed topic
+// takes, or would take if it were created now. Where the cluster does not say, for
+// want of a right, it is Kafka's default.
+func (k *Kafka) largestPacked(ctx context.Context, topics []Topic) int {
+	for _, t := range topics {
+		if t.Setting == variable("TOPIC_PACKED") && t.largest > 0 {
+			return t.largest
+		}
+	}
+	meta, err := k.Client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{}})
+	if err != nil || len(meta.Brokers) == 0 {
+		return largestByDefault
+	}
+	res, err := k.Client.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{Resources: []kafka.DescribeConfigRequestResource{{
+		ResourceType: kafka.ResourceTypeBroker, ResourceName: strconv.Itoa(meta.Brokers[0].ID), ConfigNames: []string{"message.max.bytes"},
+	}}})
+	if err != nil {
+		return largestByDefault
+	}
+	for _, r := range res.Resources {
+		for _, e := range r.ConfigEntries {
+			if n, err := strconv.Atoi(e.ConfigValue); err == nil && e.ConfigName == "message.max.bytes" {
+				return n
+			}
+		}
+	}
+	return largestByDefault
 }
 
 // ledgerConfig is the configuration of a new ledger topic. Where there are

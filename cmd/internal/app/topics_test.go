@@ -52,6 +52,52 @@ func TestCreateTopics(t *testing.T) {
 	}
 }
 
+// TestDeadLettersHaveRoom creates the topic of the dead letters beside packed
+// topics of several sizes: a dead letter is larger than the record that it copies.
+func TestDeadLettersHaveRoom(t *testing.T) {
+	tests := map[string]struct {
+		broker, packed string // the limits that are set, "" if none
+		want           int
+	}{
+		"by default":          {"", "", 1_048_588 + 65_536},
+		"of the brokers":      {"5000000", "", 5_000_000 + 65_536},
+		"of the packed topic": {"5000000", "8000000", 8_000_000 + 65_536},
+		"small packed topic":  {"", "1000", 1_000 + 65_536},
+		"as large as can be":  {"", "2147483647", 2_147_483_647},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			var opts []kfake.Opt
+			if tt.broker != "" {
+				opts = append(opts, kfake.BrokerConfigs(map[string]string{"message.max.bytes": tt.broker}))
+			}
+			c := newCluster(t, append(opts, kfake.NumBrokers(2))...)
+			s := kafkaSettings(c)
+			k := NewKafka(&s, nil, s.Topics()...)
+			defer k.Close()
+			if tt.packed != "" {
+				res, err := k.Client.CreateTopics(t.Context(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{
+					Topic: s.TopicPacked, NumPartitions: 1, ReplicationFactor: 1,
+					ConfigEntries: []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: tt.packed}},
+				}}})
+				if err = errors.Join(err, res.Errors[s.TopicPacked]); err != nil {
+					t.Fatal(err)
+				}
+				settledTopics(t, k, func(ts []Topic) bool { return ts[0].Exists })
+			}
+			if _, err := k.CreateTopics(t.Context(), 1, 0); err != nil {
+				t.Fatal(err)
+			}
+			topics := settledTopics(t, k, func(ts []Topic) bool { return !slices.ContainsFunc(ts, func(t Topic) bool { return !t.Exists }) })
+			for _, topic := range topics {
+				if topic.Setting == "PACKSHIP_TOPIC_DLQ" && topic.largest != tt.want {
+					t.Errorf("dead letters: up to %d bytes, want %d", topic.largest, tt.want)
+				}
+			}
+		})
+	}
+}
+
 // settledTopics waits until the client's cached metadata shows what the test is
 // about.
 func settledTopics(t *testing.T, k *Kafka, done func([]Topic) bool) []Topic {
