@@ -79,9 +79,13 @@ type Config struct {
 	// Handler sees the records through. It may be a [Blocker] too.
 	Handler Handler
 
-	// Balancer distributes the partitions. Nil gives them all to one member,
-	// and to the same one for as long as it lives.
-	Balancer kafka.GroupBalancer
+	// Shares is among how many members the partitions may be shared out. 0 and
+	// 1 give them all to one member, and to the same one for as long as it
+	// lives.
+	Shares int
+	// Share, if not nil, is told what part of the work this member has, whenever
+	// a generation gives it partitions and before the gate opens.
+	Share func(s Share)
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
@@ -143,6 +147,7 @@ func (c *Config) Validate() error {
 	check(c.LeaveTimeout >= 0, "the leave timeout must not be negative")
 	check(c.Window >= 0, "the window must not be negative")
 	check(c.WindowBytes >= 0, "the window in bytes must not be negative")
+	check(c.Shares >= 0, "the shares must not be negative")
 	check(c.Shelf >= 0, "the shelf must not be negative")
 	return errors.Join(problems...)
 }

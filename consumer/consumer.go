@@ -19,6 +19,7 @@ type Consumer struct {
 	metrics *metrics
 	blocker Blocker // the handler, if it is one
 	single  *singleHolder
+	spread  *spreadHolder
 	lanes   *lanes
 	gate    Gate
 	pulse   pulse
@@ -56,7 +57,7 @@ func New(cfg Config) (*Consumer, error) {
 	}
 	cfg = cfg.withDefaults()
 	c := &Consumer{
-		cfg: cfg, log: cfg.Logger, single: newSingleHolder(cfg.Name),
+		cfg: cfg, log: cfg.Logger, single: newSingleHolder(cfg.Name), spread: newSpreadHolder(cfg.Shares),
 		lastCommit: newSignal(), lookAgain: newSignal(),
 		bootstrap: slices.Clone(cfg.Brokers),
 		held:      make(map[int]*tenure), ends: make(map[int]bounds),

@@ -128,9 +128,11 @@ func (c *Consumer) topicGone(ctx context.Context) bool {
 }
 
 func (c *Consumer) groupConfig() kafka.ConsumerGroupConfig {
-	balancer := c.cfg.Balancer
-	if balancer == nil {
-		balancer = c.single
+	// While members of both kinds are there, as in a rolling restart, Kafka
+	// takes what all of them offer.
+	balancers := []kafka.GroupBalancer{c.single}
+	if c.cfg.Shares > 1 {
+		balancers = []kafka.GroupBalancer{c.spread, c.single}
 	}
 	start := kafka.FirstOffset
 	if c.cfg.StartAtEnd {
@@ -138,7 +140,7 @@ func (c *Consumer) groupConfig() kafka.ConsumerGroupConfig {
 	}
 	return kafka.ConsumerGroupConfig{
 		ID: c.cfg.GroupID, Brokers: slices.Clone(c.bootstrap), Dialer: c.cfg.Dialer, Topics: []string{c.cfg.Topic},
-		GroupBalancers:    []kafka.GroupBalancer{balancer},
+		GroupBalancers:    balancers,
 		HeartbeatInterval: c.cfg.heartbeat(), Timeout: c.cfg.groupTimeout(),
 		SessionTimeout: c.cfg.SessionTimeout, RebalanceTimeout: c.cfg.RebalanceTimeout,
 		JoinGroupBackoff: joinBackoff, StartOffset: start,
@@ -176,6 +178,10 @@ func (c *Consumer) attend(s *session) {
 	c.metrics.generation.Set(float64(s.generation))
 	c.metrics.assigned.Set(float64(len(s.partitions)))
 	c.single.note(s.generation, len(s.partitions) > 0)
+	c.spread.note(s.generation, s.partitions)
+	if len(s.partitions) > 0 && c.cfg.Share != nil {
+		c.cfg.Share(shareOf(s.partitions))
+	}
 	taken := c.arrive(s)
 	c.log.Info("generation joined", "generation", s.generation, "member", s.member,
 		"partitions", len(s.partitions), "kept", len(s.partitions)-len(taken))

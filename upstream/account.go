@@ -868,7 +868,7 @@ func (a *account) status() AccountStatus {
 	}
 	today := a.today.on(now)
 	st := AccountStatus{
-		Name: a.name, State: StateSending, Breaker: breakerName(state), Rate: pace.perSecond, Limit: a.pacer.rate, PerSecond: a.left.perSecond(now),
+		Name: a.name, State: StateSending, Breaker: breakerName(state), Rate: pace.perSecond, Limit: pace.limit, PerSecond: a.left.perSecond(now),
 		InFlight: a.inFlight, Waiting: waiting, Calls: a.total.Calls, Charged: a.total.Charged, Spent: a.total.Points,
 		Balance: a.balance.status(now),
 		Today:   Spent{Calls: today.Calls, Charged: today.Charged, Points: today.Points}, Recent: a.left.slots(now),

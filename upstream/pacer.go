@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,15 +25,23 @@ import (
 // line holds a reservation of the bucket, because a reservation gives its token
 // back only while it is the latest one, and a change of the limit does not move
 // it.
+//
+// A process may have to share the rate with others. Each of them then has a whole
+// number of the calls of a second, so that together they make no more than one
+// process would. What is left of a rate that is no whole number is not used then:
+// two processes with 1.25 calls a second each can make four in one.
 type pacer struct {
-	rate float64 // per second, as configured
-	base time.Duration
-	jit  time.Duration
+	rate  float64 // per second, as configured
+	slots int     // how many whole calls the log covers, of all processes; 0 if there is none
+	base  time.Duration
+	jit   time.Duration
 	// line lets one call at a time wait for the bucket. Go serves those who
 	// wait to send on it first come, first served.
 	line chan struct{}
 
 	mu      sync.Mutex
+	share   float64       // of the rate, that this process has
+	per     float64       // how many windows the log covers
 	window  time.Duration // what the limit counts as one second
 	limiter *rate.Limiter
 	// log holds the latest departures, next is where the oldest of them stands.
@@ -69,24 +78,62 @@ const (
 
 func newPacer(perSecond float64, jitter time.Duration) *pacer {
 	p := &pacer{
-		rate: perSecond, base: time.Second + jitter, jit: jitter, window: time.Second + jitter,
+		rate: perSecond, share: 1, per: 1, base: time.Second + jitter, jit: jitter, window: time.Second + jitter,
 		line: make(chan struct{}, 1), changed: make(chan struct{}),
 	}
-	// At high rates a timer's own lateness is longer than the time between two
-	// calls, so that the bucket must hold what comes in meanwhile. Half of what
-	// the jitter takes off the rate is left for that.
-	burst := max(1, int(perSecond*jitter.Seconds()/2))
-	p.limiter = rate.NewLimiter(p.limit(), burst)
+	p.limiter = rate.NewLimiter(p.limit(), p.burst())
 	if perSecond >= 1 && perSecond < manyPerSecond {
-		p.log = make([]*departure, int(perSecond))
+		// The log has as many places as whole calls fit into a second; of a
+		// rate of 2.5 it covers the two calls of 0.8 s.
+		p.slots = int(perSecond)
+		p.per = float64(p.slots) / perSecond
+		p.log = make([]*departure, p.slots)
 	}
 	return p
 }
 
-func (p *pacer) limit() rate.Limit { return rate.Limit(p.rate / p.window.Seconds()) }
+func (p *pacer) limit() rate.Limit { return rate.Limit(p.rate * p.share / p.window.Seconds()) }
+
+// burst is what the bucket holds. At high rates a timer's own lateness is longer
+// than the time between two calls, so that the bucket must hold what comes in
+// meanwhile. Half of what the jitter takes off the rate is left for that.
+func (p *pacer) burst() int { return max(1, int(p.rate*p.share*p.jit.Seconds()/2)) }
 
 // interval is the time between two calls.
-func (p *pacer) interval() time.Duration { return time.Duration(float64(p.window) / p.rate) }
+func (p *pacer) interval() time.Duration {
+	return time.Duration(float64(p.window) / (p.rate * p.share))
+}
+
+// setShare gives this process the index-th of so many shares of the rate. There
+// must not be more of them than whole calls in a second.
+func (p *pacer) setShare(index, of int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	share, per := 1/float64(of), 1.0
+	if p.slots > 0 {
+		mine := p.slots / of
+		if index < p.slots%of {
+			mine++
+		}
+		share = float64(mine) / p.rate
+		if of == 1 {
+			share, per = 1, float64(p.slots)/p.rate
+		}
+		// The latest departures still count.
+		log := slices.Concat(p.log[p.next:], p.log[:p.next])
+		if mine < len(log) {
+			log = log[len(log)-mine:]
+		}
+		p.log, p.next = slices.Concat(make([]*departure, mine-len(log)), log), 0
+	}
+	if share == p.share {
+		return
+	}
+	p.share, p.per = share, per
+	p.limiter.SetBurst(p.burst())
+	p.limiter.SetLimit(p.limit())
+	p.signal()
+}
 
 // acquire blocks until a call may leave, then calls leave, and returns the
 // departure if that returns true. It returns nil if leave returns false or stop
@@ -175,10 +222,7 @@ func (p *pacer) guard(now time.Time) time.Time {
 	if !p.log[p.next].out {
 		oldest = now // the process may have been stopped right before the write
 	}
-	// The log has as many places as whole calls fit into a second; of a rate
-	// of 2.5 it covers the two calls of 0.8 s.
-	share := float64(len(p.log)) / p.rate
-	return oldest.Add(time.Duration(share * float64(p.window-p.jit/2)))
+	return oldest.Add(time.Duration(p.per * float64(p.window-p.jit/2)))
 }
 
 // depart notes a departure. Callers hold mu.
@@ -194,7 +238,7 @@ func (p *pacer) depart(now time.Time) *departure {
 // written says that the first byte of a departed call is out, which may be
 // later than it was meant to be.
 func (p *pacer) written(d *departure) {
-	if len(p.log) == 0 {
+	if p.slots == 0 {
 		return
 	}
 	p.mu.Lock()
@@ -303,7 +347,8 @@ func (p *pacer) signal() {
 // pace is how a pacer goes at present.
 type pace struct {
 	window    time.Duration
-	perSecond float64 // the rate as it is throttled
+	limit     float64 // the part of the configured rate that this process has
+	perSecond float64 // that, as it is throttled
 	// paused is when the pause ends and pausedAt when it began, zero if there
 	// was none.
 	paused, pausedAt time.Time
@@ -313,7 +358,7 @@ func (p *pacer) status() pace {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return pace{
-		window: p.window, perSecond: p.rate * float64(p.base) / float64(p.window),
+		window: p.window, limit: p.rate * p.share, perSecond: p.rate * p.share * float64(p.base) / float64(p.window),
 		paused: p.paused, pausedAt: p.pausedAt,
 	}
 }

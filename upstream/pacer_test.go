@@ -563,3 +563,117 @@ func TestPacerHeldByTheBucket(t *testing.T) {
 		})
 	}
 }
+
+// together runs pacers side by side for a while and returns when calls left, in
+// the order of time.
+func together(d time.Duration, pacers ...*pacer) []time.Time {
+	var (
+		mu  sync.Mutex
+		all []time.Time
+		wg  sync.WaitGroup
+	)
+	for i, p := range pacers {
+		wg.Go(func() {
+			time.Sleep(time.Duration(i) * 7 * time.Millisecond)
+			times := departures(p, d, yes)
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, times...)
+		})
+	}
+	wg.Wait()
+	slices.SortFunc(all, time.Time.Compare)
+	return all
+}
+
+// Processes that share a rate make together what one of them would make alone.
+func TestPacersShareARate(t *testing.T) {
+	for _, tt := range []struct {
+		rate float64
+		of   int
+	}{{2, 2}, {2.5, 2}, {3, 3}, {10, 2}, {10, 3}, {10, 10}, {11, 4}, {333, 4}, {2000, 3}} {
+		t.Run(fmt.Sprint(tt.rate, " among ", tt.of), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const span = 100 * time.Second
+				var pacers []*pacer
+				limit := 0.0
+				for i := range tt.of {
+					p := newPacer(tt.rate, testJitter)
+					p.setShare(i, tt.of)
+					limit += p.status().limit
+					pacers = append(pacers, p)
+				}
+				want := math.Floor(tt.rate)
+				if math.Abs(limit-want) > 1e-9 {
+					t.Errorf("the shares of %g come to %g", tt.rate, limit)
+				}
+				times := together(span, pacers...)
+				if most := busiest(times, testJitter-time.Microsecond); float64(most) > want && tt.rate < manyPerSecond {
+					t.Errorf("%d calls in one second, the rate is %g", most, tt.rate)
+				}
+				if got, want := float64(len(times)), 0.98*want*span.Seconds(); got < math.Floor(want) {
+					t.Errorf("%g calls in %s, want at least %.1f", got, span, want)
+				}
+			})
+		})
+	}
+}
+
+// A share changes while calls leave as fast as they may. Who gets more waits for a
+// window before it calls, as the consumer's session does; who gets less goes on.
+func TestPacerChangesItsShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate, span = 10, 20 * time.Second
+		a, b := newPacer(rate, testJitter), newPacer(rate, testJitter)
+		all := together(span, a) // alone
+		count := func(phase string, times []time.Time) {
+			t.Helper()
+			if got, want := len(times), int(0.97*rate*span.Seconds()); got < want {
+				t.Errorf("%s: %d calls, want %d at least", phase, got, want)
+			}
+			all = append(all, times...)
+		}
+
+		a.setShare(0, 2)
+		b.setShare(1, 2)
+		var ofB []time.Time
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			time.Sleep(b.base)
+			ofB = departures(b, span, yes)
+		})
+		ofA := departures(a, span, yes)
+		wg.Wait()
+		count("shared", append(ofA, ofB...))
+
+		b.setShare(0, 1) // a is gone
+		time.Sleep(b.base)
+		count("alone again", departures(b, span, yes))
+		slices.SortFunc(all, time.Time.Compare)
+		// At a change only the log keeps the distance, less half of the jitter.
+		if most := busiest(all, testJitter/2); most > rate {
+			t.Errorf("%d calls in one second", most)
+		}
+	})
+}
+
+// A waiting call leaves earlier if its share grows.
+func TestPacerIsWokenByItsShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer(10, testJitter)
+		p.setShare(9, 10)
+		pass(p)
+		begin := time.Now()
+		left := make(chan time.Duration)
+		go func() {
+			pass(p)
+			pass(p)
+			left <- time.Since(begin)
+		}()
+		synctest.Wait()
+		p.setShare(0, 1)
+		if took := <-left; took > p.base+p.interval() {
+			t.Errorf("two calls took %s", took)
+		}
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -68,6 +69,35 @@ func New(cfg Config) (*Upstream, error) {
 		}
 	}
 	return u, nil
+}
+
+// Share gives this process the index-th of so many equal shares of every account's
+// rate, counted from 0. There must not be more than [Upstream.MaxShares] of them.
+func (u *Upstream) Share(index, of int) {
+	for _, a := range u.accounts {
+		a.pacer.setShare(index, of)
+	}
+}
+
+// MaxShares returns among how many processes the rates of the accounts can be
+// shared: each must have at least one call a second of every account.
+func (u *Upstream) MaxShares() int {
+	most := math.MaxInt
+	for i := range u.cfg.Accounts {
+		most = min(most, int(u.cfg.Accounts[i].RatePerSecond))
+	}
+	return max(1, most)
+}
+
+// Window returns the longest time for which a call counts against the rate of its
+// account. Whoever takes over another process's part of a rate must wait for so
+// long.
+func (u *Upstream) Window() time.Duration {
+	window := time.Second
+	for i := range u.cfg.Accounts {
+		window = max(window, time.Duration(float64(time.Second)/u.cfg.Accounts[i].RatePerSecond))
+	}
+	return window + u.cfg.RateJitter
 }
 
 // tokenPoll is how often the token files are read. A mounted secret is replaced

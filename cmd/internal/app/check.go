@@ -211,12 +211,7 @@ func (c *checker) ledger() {
 
 func (c *checker) upstream() {
 	s := c.s
-	switch s.Assignment {
-	case "spread":
-		c.problem("ASSIGNMENT", "is spread, which this version does not offer; set it to single: one replica sends, which is enough for the whole rate of an account, and the others stand by")
-	default:
-		c.oneOf("ASSIGNMENT", s.Assignment, "single")
-	}
+	c.oneOf("ASSIGNMENT", s.Assignment, "single", "spread")
 	if u, err := url.Parse(s.UpstreamURL); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
 		c.problem("UPSTREAM_URL", "is not an absolute http or https URL")
 	} else if u.User != nil || u.Fragment != "" {

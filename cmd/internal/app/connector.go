@@ -212,7 +212,9 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		SessionTimeout:   s.KafkaSessionTimeout,
 		RebalanceTimeout: s.KafkaRebalanceTimeout,
 		StartAtEnd:       s.KafkaStart == "last",
-		Handover:         s.handover(),
+		Handover:         c.api.Window(),
+		Shares:           c.shares(),
+		Share:            func(s consumer.Share) { c.api.Share(s.Index, s.Of) },
 		StopTimeout:      s.drain(),
 		LeaveTimeout:     s.reserve() / 2,
 		CatchUp:          memory.CatchUp,
@@ -246,6 +248,10 @@ func (c *Connector) warn() {
 	s := &c.settings
 	if strings.HasPrefix(s.UpstreamURL, "http:") {
 		c.log.Warn("the token travels unencrypted to an http upstream", "setting", variable("UPSTREAM_URL"))
+	}
+	if s.Assignment == "spread" {
+		c.log.Warn("several replicas call at a time: the API ends the session of a token that it sees from two addresses, so they must all leave by the same one",
+			"setting", variable("ASSIGNMENT"))
 	}
 	if s.drain() < s.UpstreamTimeout {
 		c.log.Warn("a stop does not wait for a call's whole time limit, so its outcome may stay unknown",
@@ -300,6 +306,14 @@ func (c *Connector) awaitKafka(ctx context.Context, k *Kafka) error {
 // farewellLimit bounds the ledger's farewell.
 const farewellLimit = 5 * time.Second
 
+// shares is among how many replicas the partitions and the rate are shared out.
+func (c *Connector) shares() int {
+	if c.settings.Assignment == "spread" {
+		return c.api.MaxShares()
+	}
+	return 1
+}
+
 // drain is how long a stop waits for calls under way.
 func (s *Settings) drain() time.Duration { return s.ShutdownTimeout - s.reserve() }
 
@@ -307,12 +321,6 @@ func (s *Settings) drain() time.Duration { return s.ShutdownTimeout - s.reserve(
 // calls: half of it for the last commit and leaving the group, the rest for the
 // ledger and for all that runs in the background.
 func (s *Settings) reserve() time.Duration { return min(3*time.Second, s.ShutdownTimeout/3) }
-
-// handover is one rate window: calls of the previous holder may have used it up.
-func (s *Settings) handover() time.Duration {
-	window := max(time.Second, time.Duration(float64(time.Second)/s.RatePerSecond))
-	return window + s.RateJitter
-}
 
 // source is this connector as its events name it.
 func (s *Settings) source() string { return "packship/" + s.KafkaGroupID }

@@ -169,6 +169,46 @@ func TestSecondReplica(t *testing.T) {
 	}
 }
 
+// TestSpread has two replicas share the partitions and the rate, and one of them
+// stop in the middle: each order is called for once, and together they never call
+// faster than one alone may.
+func TestSpread(t *testing.T) {
+	const rate = 20
+	w := newWorld(t, upstreamtest.Options{Latency: quick}, func(s *Settings) {
+		s.Assignment, s.RatePerSecond = "spread", rate
+		s.RateJitter = 100 * time.Millisecond // the test shares its machine
+	})
+	first, second := w.start(), w.start()
+	has := func(r *replica, partitions int, limit float64) bool {
+		open, _ := r.value("packship_gate_open")
+		assigned, _ := r.value("packship_assigned_partitions")
+		return open == 1 && assigned == float64(partitions) && r.c.Status().Accounts[0].Limit == limit
+	}
+	for _, r := range []*replica{first, second} {
+		r.eventually("half of the work", func() bool { return has(r, testPartitions/2, rate/2) })
+	}
+	const n = 120
+	w.produce(orders(1, n)...)
+	w.calls(n / 2)
+	for _, r := range []*replica{first, second} {
+		if calls, _ := r.value("packship_calls_total", "outcome=shipped"); calls == 0 {
+			t.Error("a replica has not made a call")
+		}
+	}
+	if err := first.stop(); err != nil {
+		t.Fatal(err)
+	}
+	second.eventually("all of the work", func() bool { return has(second, testPartitions, rate) })
+	w.committed()
+	stats := w.verify()
+	if ids := w.identities(); stats.Calls != n || stats.Repeats != 0 || len(ids) != n {
+		t.Errorf("%d calls, %d repeated, %d results; want %d, 0, %d", stats.Calls, stats.Repeats, len(ids), n, n)
+	}
+	if stats.MaxInAnySecond > rate {
+		t.Errorf("%d calls in a second over both replicas, want at most %d", stats.MaxInAnySecond, rate)
+	}
+}
+
 // TestResultTopicRefuses keeps results from being written for ten seconds: no
 // call is made a second time for it.
 func TestResultTopicRefuses(t *testing.T) {

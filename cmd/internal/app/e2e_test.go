@@ -41,8 +41,8 @@ type world struct {
 const (
 	testToken = "e2e-token"
 	testShop  = "100200300"
-	// testPartitions of the packed topic.
-	testPartitions = 3
+	// testPartitions of the packed topic: enough for two replicas to share them.
+	testPartitions = 4
 )
 
 // newWorld starts the broker and the API, and creates the topics. The settings

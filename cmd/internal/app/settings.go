@@ -40,7 +40,7 @@ type Settings struct {
 	TopicDLQ     string `split_words:"true" default:"erp.order.packed.dlq.v1" desc:"topic of the records that are no packed event"`
 	TopicLedger  string `split_words:"true" default:"packship.ledger.v1" desc:"topic of packship's own memory"`
 
-	Assignment string `split_words:"true" default:"single" desc:"single: one replica sends, the others are hot standbys"`
+	Assignment string `split_words:"true" default:"single" desc:"single: one replica sends, the others are hot standbys; spread: replicas share partitions and rate"`
 
 	UpstreamURL       string        `split_words:"true" default:"http://api.vv-tool.com/tool/erps/send" desc:"full URL of the shipping API"`
 	UpstreamToken     Secret        `split_words:"true" default:"" desc:"bearer token of the shipping API; needed unless there is a token file or an accounts file"`

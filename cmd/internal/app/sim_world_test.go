@@ -24,7 +24,7 @@ import (
 const (
 	simSlots            = 3 // places in which a replica may run
 	simBrokers          = 3
-	simPackedPartitions = 3
+	simPackedPartitions = 4 // enough for two replicas to share them
 	simLedgerPartitions = 2
 	simToken            = "sim-token"
 	simAccount          = "default"
@@ -45,6 +45,8 @@ type simProfile struct {
 	// mistake of somebody who deploys: each group has an active replica, and
 	// only the ledger stands between them.
 	groups int
+	// spread has the replicas of a group share its partitions and its rate.
+	spread bool
 	gap    time.Duration // between faults, on average
 	idle   time.Duration // between bursts of orders, on average
 	burst  int           // orders of a burst, at most
@@ -79,12 +81,13 @@ func newSimProfile(r *rand.Rand) simProfile {
 	if r.IntN(2) == 0 {
 		p.apiLatency = 14 * time.Millisecond // the pacing absorbs 15 by default
 	}
+	p.spread = r.IntN(4) == 0
 	return p
 }
 
 func (p simProfile) String() string {
-	return fmt.Sprintf("session %s, call %s, settle %s, park %t, api latency %+v, network %s and %s, %d replicas in %d groups, fault every %s, up to %d orders every %s",
-		p.session, p.timeout, p.settle, p.park, p.latency, p.kafkaLatency, p.apiLatency, p.replicas, p.groups, p.gap, p.burst, p.idle)
+	return fmt.Sprintf("session %s, call %s, settle %s, park %t, api latency %+v, network %s and %s, %d replicas in %d groups, spread %t, fault every %s, up to %d orders every %s",
+		p.session, p.timeout, p.settle, p.park, p.latency, p.kafkaLatency, p.apiLatency, p.replicas, p.groups, p.spread, p.gap, p.burst, p.idle)
 }
 
 func pick[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
@@ -194,6 +197,9 @@ func (s *simulation) begin() {
 	set.UpstreamTimeout, set.UpstreamSettle = s.profile.timeout, s.profile.settle
 	if s.profile.park {
 		set.UnknownPolicy = "park"
+	}
+	if s.profile.spread {
+		set.Assignment = "spread"
 	}
 	set.LedgerPartitions = simLedgerPartitions
 	set.RatePerSecond /= float64(s.profile.groups)
