@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"runtime"
+	"runtime/metrics"
 	"slices"
 	"strconv"
 	"strings"
@@ -195,16 +196,20 @@ func newBenchBroker(b *testing.B, orders int) *benchBroker {
 		b.Fatal(err)
 	}
 	for p := range partitions {
-		var records []kafka.Record
+		var tids []int
 		for i := p; i < orders; i += partitions {
-			records = append(records, kafka.Record{
-				Key: kafka.NewBytes(fmt.Appendf(nil, "%d", i+1)), Value: kafka.NewBytes([]byte(order(i+1, ""))), Time: time.Now(),
-			})
+			tids = append(tids, i+1)
 		}
-		for batch := range slices.Chunk(records, 500) {
+		for batch := range slices.Chunk(tids, 500) {
 			for {
+				var records []kafka.Record // a try reads them out
+				for _, tid := range batch {
+					records = append(records, kafka.Record{
+						Key: kafka.NewBytes(fmt.Appendf(nil, "%d", tid)), Value: kafka.NewBytes([]byte(order(tid, ""))), Time: time.Now(),
+					})
+				}
 				res, err := k.Client.Produce(b.Context(), &kafka.ProduceRequest{
-					Topic: s.TopicPacked, Partition: p, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(batch...),
+					Topic: s.TopicPacked, Partition: p, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(records...),
 				})
 				if err == nil && errors.Is(res.Error, kafka.NotLeaderForPartition) {
 					time.Sleep(50 * time.Millisecond) // the topic is new
@@ -281,7 +286,7 @@ func BenchmarkReplay(b *testing.B) {
 		}
 		peak := watchHeap()
 		again := replayPackship(b, broker, api)
-		heap := peak()
+		heap, live := peak()
 		if n := calls.Load() - before; before != int64(broker.orders) || n != 0 {
 			b.Fatalf("%d calls for %d orders and %d more for the replay", before, broker.orders, n)
 		}
@@ -289,13 +294,18 @@ func BenchmarkReplay(b *testing.B) {
 		b.ReportMetric(again, "orders/s")
 		b.ReportMetric(again/first, "of-shipping")
 		b.ReportMetric(float64(heap>>20), "peak-heap-MiB")
-		b.Logf("%d orders replayed with %.0f orders/s and 0 calls, after having been shipped with %.0f orders/s; peak of the heap %d MiB", broker.orders, again, first, heap>>20)
+		b.ReportMetric(float64(live>>20), "peak-live-MiB")
+		b.Logf("%d orders replayed with %.0f orders/s and 0 calls, after having been shipped with %.0f orders/s; peak of the heap %d MiB, of what is in use on it %d MiB",
+			broker.orders, again, first, heap>>20, live>>20)
 	}
 }
 
-// watchHeap returns a function that returns the highest use of the heap since.
-func watchHeap() (peak func() uint64) {
-	var highest uint64
+// watchHeap returns a function that returns the largest size of the heap since,
+// and the most that a collection has left on it.
+func watchHeap() (peak func() (heap, live uint64)) {
+	runtime.GC() // of what was before
+	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}}
+	var heap, live uint64
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -306,16 +316,15 @@ func watchHeap() (peak func() uint64) {
 			case <-stop:
 				return
 			case <-tick.C:
-				var m runtime.MemStats
-				runtime.ReadMemStats(&m)
-				highest = max(highest, m.HeapAlloc)
+				metrics.Read(sample)
+				heap, live = max(heap, sample[0].Value.Uint64()), max(live, sample[1].Value.Uint64())
 			}
 		}
 	}()
-	return func() uint64 {
+	return func() (uint64, uint64) {
 		close(stop)
 		<-done
-		return highest
+		return heap, live
 	}
 }
 
