@@ -222,7 +222,7 @@ func (p *pacer) guard(now time.Time) time.Time {
 	if !p.log[p.next].out {
 		oldest = now // the process may have been stopped right before the write
 	}
-	return oldest.Add(time.Duration(p.per * float64(p.window-p.jit/2)))
+	return oldest.Add(time.Duration(p.per * float64(p.window)))
 }
 
 // depart notes a departure. Callers hold mu.

@@ -114,7 +114,7 @@ func TestPacerWithLateTimers(t *testing.T) {
 				}
 				times := departures(p, 300*time.Second, late)
 				n := int(rate)
-				gap := time.Duration(float64(n) / rate * float64(time.Second+testJitter/2))
+				gap := time.Duration(float64(n) / rate * float64(time.Second+testJitter))
 				for i := n; i < len(times); i++ {
 					if d := times[i].Sub(times[i-n]); d < gap {
 						t.Fatalf("call %d left %s after call %d, want at least %s", i, d, i-n, gap)
@@ -650,8 +650,7 @@ func TestPacerChangesItsShare(t *testing.T) {
 		time.Sleep(b.base)
 		count("alone again", departures(b, span, yes))
 		slices.SortFunc(all, time.Time.Compare)
-		// At a change only the log keeps the distance, less half of the jitter.
-		if most := busiest(all, testJitter/2); most > rate {
+		if most := busiest(all, testJitter-time.Microsecond); most > rate {
 			t.Errorf("%d calls in one second", most)
 		}
 	})
