@@ -22,7 +22,8 @@
 //     gives a partition to this process again, everything goes on as it was;
 //     only the gate was closed for the time of the rejoin.
 //   - By default all partitions go to one live member, and to the same one for
-//     as long as it lives. The others are standbys.
+//     as long as it lives. The others are standbys. With [Config.Shares] some
+//     of them share the partitions instead, and each is told its part.
 //   - Where a partition without a committed offset begins is decided once. A
 //     missing answer is never taken for a missing offset.
 //   - Records that have left the log unread are reported with their exact
@@ -61,6 +62,7 @@
 //	shelf.go      orders of blocked shops
 //	gate.go       the right to start calls
 //	balancer.go   all partitions to one member
+//	spread.go     or shared out among some
 //	offsets.go    the exchanges with the brokers about offsets
 //	status.go     what is going on, for people and probes
 //	underway.go   where each order stands that is under way
