@@ -281,7 +281,7 @@ func TestBrowserSending(t *testing.T) {
 		return strings.Contains(label, "the limit is 10") && !strings.Contains(label, "at most 0,")
 	})
 	p.awaitText("#who", "active", r.c.name)
-	p.awaitText("#replicas", "sends, with 3 partitions")
+	p.awaitText("#replicas", fmt.Sprintf("sends, with %d partitions", testPartitions))
 	p.look("sending")
 	p.awaitText("#tiles", "85") // shipped
 	p.awaitText("#hero", "Idle", "No order waits")

@@ -357,10 +357,11 @@ func TestEndToEnd(t *testing.T) {
 		order(1, ""), order(2, ""), order(3, `,"vvtype":2`),
 		order(35, ""), // refused by the platform
 		strings.Replace(order(4, ""), `"SF0000000000004"`, `""`, 1), // no waybill number: refused here
-		"not json",                               // no event at all
-		order(1, `,"feature":"x"`), order(1, ""), // the same shipment again
+		"not json", // no event at all
 	)
 	r := w.start()
+	w.await(3, 2, 1)
+	w.produce(order(1, `,"feature":"x"`), order(1, "")) // the same shipment again
 	w.await(5, 2, 1)
 	w.committed()
 	stats := w.verify()
