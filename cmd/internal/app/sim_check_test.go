@@ -649,11 +649,7 @@ func (f *simFindings) offsets() {
 			byPartition[k] = append(byPartition[k], in)
 		}
 	}
-	type mark struct {
-		offset int64
-		era    int
-	}
-	reached := map[lane]mark{}
+	reached := map[lane]simCommit{}
 	covered := map[string]int{} // records of an event that a group's commits have covered
 	for _, c := range f.commits {
 		if c.client == simTestClient || c.generation < 0 {
@@ -682,9 +678,11 @@ func (f *simFindings) offsets() {
 			continue
 		}
 		if before := reached[k]; before.era == c.era && c.offset < before.offset {
-			f.violate("I7", "", "%s moved the committed offset of partition %d back from %d to %d at %s", c.client, c.partition, before.offset, c.offset, f.s.history.since(c.at))
+			f.violate("I7", "", "%s (member %s, generation %d) moved the committed offset of partition %d back from %d to %d at %s; %s (member %s, generation %d) had committed it at %s",
+				c.client, c.member, c.generation, c.partition, before.offset, c.offset, f.s.history.since(c.at),
+				before.client, before.member, before.generation, f.s.history.since(before.at))
 		}
-		reached[k] = mark{c.offset, c.era}
+		reached[k] = c
 	}
 }
 
