@@ -644,6 +644,9 @@ func TestPacerChangesItsShare(t *testing.T) {
 		})
 		ofA := departures(a, span, yes)
 		wg.Wait()
+		if gap := ofA[0].Sub(all[len(all)-rate/2]); gap < a.base {
+			t.Errorf("with half of the rate a call left %s after the one %d calls before it", gap, rate/2)
+		}
 		count("shared", append(ofA, ofB...))
 
 		b.setShare(0, 1) // a is gone
@@ -675,4 +678,26 @@ func TestPacerIsWokenByItsShare(t *testing.T) {
 			t.Errorf("two calls took %s", took)
 		}
 	})
+}
+
+// The slowest account says among how many the rates can be shared, and for how
+// long a call counts.
+func TestSharesOfAccounts(t *testing.T) {
+	for _, tt := range []struct {
+		rates  []float64
+		shares int
+		window time.Duration
+	}{
+		{[]float64{10}, 10, time.Second},
+		{[]float64{10, 2.5}, 2, time.Second},
+		{[]float64{10, 0.5}, 1, 2 * time.Second},
+	} {
+		u := &Upstream{cfg: Config{RateJitter: testJitter}}
+		for _, rate := range tt.rates {
+			u.cfg.Accounts = append(u.cfg.Accounts, Account{RatePerSecond: rate})
+		}
+		if shares, window := u.MaxShares(), u.Window(); shares != tt.shares || window != tt.window+testJitter {
+			t.Errorf("%v: %d shares and %s, want %d and %s", tt.rates, shares, window, tt.shares, tt.window+testJitter)
+		}
+	}
 }
