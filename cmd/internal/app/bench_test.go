@@ -44,21 +44,13 @@ import (
 func BenchmarkPipeline(b *testing.B) {
 	const orders, pairs = 12_000, 3
 	api := freeAPI(b)
-	var rates, cpus [2][]float64
-	for b.Loop() {
-		for range pairs {
-			for i, run := range []func(*testing.B, *benchBroker, string) float64{runPackship, runPlainLoop} {
-				broker := newBenchBroker(b, orders)
-				cpu := cpuTime(b)
-				rates[i] = append(rates[i], run(b, broker, api))
-				cpus[i] = append(cpus[i], float64((cpuTime(b)-cpu).Microseconds())/orders)
-			}
+	rates, cpus := byTurns(b, orders, pairs, func(broker *benchBroker, plain bool) float64 {
+		if plain {
+			return runPlainLoop(b, broker, api)
 		}
-	}
-	var ratios []float64
-	for i := range rates[0] {
-		ratios = append(ratios, rates[0][i]/rates[1][i])
-	}
+		return runPackship(b, broker, api)
+	})
+	ratios := ratiosOf(rates)
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(median(rates[0]), "orders/s")
 	b.ReportMetric(median(rates[1]), "plain-orders/s")
@@ -67,6 +59,32 @@ func BenchmarkPipeline(b *testing.B) {
 	b.ReportMetric(median(cpus[1]), "plain-cpu-µs/order")
 	b.Logf("%d CPUs, %d orders a run, %d pairs: packship %.0f orders/s with its ledger, plain loop %.0f orders/s without, ratio %.2f; CPU per order %.0f µs and %.0f µs",
 		runtime.GOMAXPROCS(0), orders, len(ratios), median(rates[0]), median(rates[1]), median(ratios), median(cpus[0]), median(cpus[1]))
+}
+
+// byTurns has a run and a plain one of the same kind take turns, each with a broker
+// of its own. It returns what they returned, orders a second, and the CPU time of
+// an order in microseconds, of the plain ones as the second.
+func byTurns(b *testing.B, orders, pairs int, run func(broker *benchBroker, plain bool) float64) (rates, cpus [2][]float64) {
+	b.Helper()
+	for b.Loop() {
+		for range pairs {
+			for i, plain := range []bool{false, true} {
+				broker := newBenchBroker(b, orders)
+				cpu := cpuTime(b)
+				rates[i] = append(rates[i], run(broker, plain))
+				cpus[i] = append(cpus[i], float64((cpuTime(b)-cpu).Microseconds())/float64(orders))
+			}
+		}
+	}
+	return rates, cpus
+}
+
+// ratiosOf returns, pair by pair, the first over the plain one.
+func ratiosOf(values [2][]float64) (ratios []float64) {
+	for i := range values[0] {
+		ratios = append(ratios, values[0][i]/values[1][i])
+	}
+	return ratios
 }
 
 // BenchmarkTracing measures what traces cost: packship that exports the spans of
@@ -82,30 +100,19 @@ func BenchmarkTracing(b *testing.B) {
 	spans := spanSink(b)
 	// By default 2,048 spans may wait; there are more than that in an instant here.
 	b.Setenv("OTEL_BSP_MAX_QUEUE_SIZE", strconv.Itoa(spansPerOrder*orders))
-	var rates, cpus [2][]float64
-	for b.Loop() {
-		for range pairs {
-			for i, traces := range []transfer{transferHTTP, transferNone} {
-				broker := newBenchBroker(b, orders)
-				broker.settings.signals = signals{traces: traces}
-				cpu := cpuTime(b)
-				rates[i] = append(rates[i], runPackship(b, broker, api))
-				cpus[i] = append(cpus[i], float64((cpuTime(b)-cpu).Microseconds())/orders)
-				want := 0
-				if traces != transferNone {
-					want = spansPerOrder * orders
-				}
-				if got := spans(); got != want {
-					b.Fatalf("%d spans of %d orders were exported, want %d", got, orders, want)
-				}
-			}
+	rates, cpus := byTurns(b, orders, pairs, func(broker *benchBroker, plain bool) float64 {
+		traces, want := transferHTTP, spansPerOrder*orders
+		if plain {
+			traces, want = transferNone, 0
 		}
-	}
-	var ratios, cpuRatios []float64
-	for i := range rates[0] {
-		ratios = append(ratios, rates[0][i]/rates[1][i])
-		cpuRatios = append(cpuRatios, cpus[0][i]/cpus[1][i])
-	}
+		broker.settings.signals = signals{traces: traces}
+		rate := runPackship(b, broker, api)
+		if got := spans(); got != want {
+			b.Fatalf("%d spans of %d orders were exported, want %d", got, orders, want)
+		}
+		return rate
+	})
+	ratios, cpuRatios := ratiosOf(rates), ratiosOf(cpus)
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(median(rates[0]), "orders/s")
 	b.ReportMetric(median(rates[1]), "untraced-orders/s")
