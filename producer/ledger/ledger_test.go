@@ -1071,6 +1071,19 @@ func TestCheckTopic(t *testing.T) {
 	}
 }
 
+// TestCheckTopicJustCreated checks a topic that not every broker knows yet.
+func TestCheckTopicJustCreated(t *testing.T) {
+	b := brokertest.Fake(t)
+	topic := b.Topic(t, 8, TopicConfig(testHorizon))
+	unknown := b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.DescribeConfigs}, Err: kerr.UnknownTopicOrPartition, Count: 2})
+	if err := CheckTopic(t.Context(), b.Client(t, topic), topic, 8, testHorizon); err != nil {
+		t.Error(err)
+	}
+	if got := unknown.Hits(); got != 2 {
+		t.Errorf("the broker did not know the topic %d times, want 2", got)
+	}
+}
+
 func TestTopicConfig(t *testing.T) {
 	want := map[string]string{
 		"cleanup.policy": "delete", "retention.ms": "604800000", "retention.bytes": "-1",

@@ -92,39 +92,57 @@ func (l *Ledger) watchTopic(ctx context.Context) {
 // topicInterval is how often the topic's settings are looked at.
 const topicInterval = time.Minute
 
-// lookUp returns what the cluster says of a topic. It looks for a while for one
-// that is not there: a topic that was created a moment ago may not be known to
-// all brokers yet, nor to the client.
+// lookUp returns what the cluster says of a topic.
 func lookUp(ctx context.Context, client *kafka.Client, topic string) (kafka.Topic, error) {
-	const patience, pause = 2 * time.Second, 100 * time.Millisecond
-	for begin := time.Now(); ; sleep(ctx, pause) {
+	var seen kafka.Topic
+	err := whileUnknown(ctx, func() error {
 		meta, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
-		if err == nil {
-			err = meta.Topics[0].Error
+		if err != nil {
+			return err
 		}
-		switch {
-		case err == nil:
-			return meta.Topics[0], nil
-		case !errors.Is(err, kafka.UnknownTopicOrPartition):
-			return kafka.Topic{}, fmt.Errorf("ledger: look up topic %s: %w", topic, err)
-		case time.Since(begin) > patience:
-			return kafka.Topic{}, fmt.Errorf("ledger: topic %s does not exist: create it with `packship topics create`", topic)
+		seen = meta.Topics[0]
+		return seen.Error
+	})
+	switch {
+	case errors.Is(err, kafka.UnknownTopicOrPartition):
+		return kafka.Topic{}, fmt.Errorf("ledger: topic %s does not exist: create it with `packship topics create`", topic)
+	case err != nil:
+		return kafka.Topic{}, fmt.Errorf("ledger: look up topic %s: %w", topic, err)
+	}
+	return seen, nil
+}
+
+// whileUnknown asks about a topic, and for a while again as long as it is unknown: a
+// topic that was created a moment ago may not be known to all brokers yet, nor to
+// the client.
+func whileUnknown(ctx context.Context, ask func() error) error {
+	const limit, pause = 2 * time.Second, 100 * time.Millisecond
+	begin := time.Now()
+	for {
+		err := ask()
+		if !errors.Is(err, kafka.UnknownTopicOrPartition) || time.Since(begin) > limit || ctx.Err() != nil {
+			return err
 		}
+		sleep(ctx, pause)
 	}
 }
 
 // topicSettings returns the settings of a topic.
 func topicSettings(ctx context.Context, client *kafka.Client, topic string) (map[string]string, error) {
-	res, err := client.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{
-		Resources: []kafka.DescribeConfigRequestResource{{
-			ResourceType: kafka.ResourceTypeTopic,
-			ResourceName: topic,
-			ConfigNames:  []string{"cleanup.policy", "retention.ms", "retention.bytes"},
-		}},
+	var res *kafka.DescribeConfigsResponse
+	err := whileUnknown(ctx, func() (err error) {
+		res, err = client.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{
+			Resources: []kafka.DescribeConfigRequestResource{{
+				ResourceType: kafka.ResourceTypeTopic,
+				ResourceName: topic,
+				ConfigNames:  []string{"cleanup.policy", "retention.ms", "retention.bytes"},
+			}},
+		})
+		if err == nil && len(res.Resources) == 1 {
+			err = res.Resources[0].Error
+		}
+		return err
 	})
-	if err == nil && len(res.Resources) == 1 {
-		err = res.Resources[0].Error
-	}
 	if err != nil {
 		return nil, fmt.Errorf("ledger: read the settings of topic %s: %w", topic, err)
 	}
