@@ -89,7 +89,9 @@ func (c *Consumer) Run(ctx context.Context) error {
 	member.Go(func() { c.member(work, ctx) })
 	upkeepCtx, endUpkeep := context.WithCancel(work)
 	defer endUpkeep()
-	upkeep.Go(func() { c.commitLoop(upkeepCtx) })
+	commits, cutOff := context.WithCancel(work)
+	defer cutOff()
+	upkeep.Go(func() { c.commitLoop(upkeepCtx, commits) })
 	upkeep.Go(func() { c.watch(upkeepCtx) })
 
 	<-ctx.Done()
@@ -99,8 +101,10 @@ func (c *Consumer) Run(ctx context.Context) error {
 	c.mu.Unlock()
 	err := c.drain(work, end)
 	endUpkeep()
+	lastCommit := end.Add(c.cfg.LeaveTimeout / 2)
+	defer time.AfterFunc(time.Until(lastCommit), cutOff).Stop()
 	upkeep.Wait()
-	c.commitRest(work, end.Add(c.cfg.LeaveTimeout/2))
+	c.commitRest(work, lastCommit)
 	leave(errStopped)
 	member.Wait()
 	return err

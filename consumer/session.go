@@ -527,8 +527,10 @@ func (c *Consumer) tenuresOf(s *session) map[int]*tenure {
 }
 
 // commitLoop commits twice a second until the context ends, and once more when
-// a generation ends.
-func (c *Consumer) commitLoop(ctx context.Context) {
+// a generation ends. A commit that is under way then is waited for, until the
+// context of the commits ends too: if it were given up, the next one would go over
+// another connection, and might be carried out first.
+func (c *Consumer) commitLoop(ctx, commits context.Context) {
 	tr := c.trouble(c.log, requestCommit)
 	tick := time.NewTicker(commitEvery)
 	defer tick.Stop()
@@ -548,7 +550,7 @@ func (c *Consumer) commitLoop(ctx context.Context) {
 			done()
 			continue
 		}
-		err := c.commit(ctx, s)
+		err := c.commit(commits, s)
 		done()
 		switch {
 		case err == nil:

@@ -231,6 +231,50 @@ func TestLeavingIsOneStep(t *testing.T) {
 	})
 }
 
+// A commit that is under way at the end of a drain is waited for. The next one goes
+// over another connection if it is given up, and the one before may be carried out
+// after it.
+func TestLastCommitDoesNotOvertake(t *testing.T) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
+		last := make(chan struct{})
+		h := &fakeHandler{work: func(_ context.Context, _ *Gate, rec *schema.Record, _ *schema.Packed) error {
+			if rec.Offset == 1 {
+				<-last
+			}
+			return nil
+		}}
+		held, release := make(chan struct{}), make(chan struct{})
+		var commits atomic.Int32
+		w.cluster.ControlKey(int16(kmsg.OffsetCommit), func(r kmsg.Request) (kmsg.Response, error, bool) {
+			w.cluster.KeepControl()
+			commit, ok := r.(*kmsg.OffsetCommitRequest)
+			if ok && commit.Topics[0].Partitions[0].Offset > 0 && commits.Add(1) == 1 {
+				close(held)
+				w.cluster.SleepControl(func() { <-release })
+			}
+			return nil, nil, false
+		})
+		a := w.start("a", h)
+		w.produce(0, events("shop", 1, 2)...)
+		<-held
+		stopped := make(chan error)
+		go func() { stopped <- a.stop() }()
+		close(last)
+		time.Sleep(requestLimit / 2) // of the bubble: the drain is over, the commit is not
+		if n := commits.Load(); n != 1 {
+			t.Errorf("%d commits beside one that is under way", n-1)
+		}
+		close(release)
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+		if at := w.committedAt(0); at != 2 {
+			t.Errorf("committed offset %d, want 2", at)
+		}
+	})
+}
+
 // A broker that takes connections and never answers must not keep a member out of
 // the group, nor a member that has lost its connections, if it is asked first.
 func TestFirstBrokerHangs(t *testing.T) {
