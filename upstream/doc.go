@@ -35,7 +35,11 @@
 //
 //	config.go    what is to be set, and what is wrong with it
 //	upstream.go  the API of this package: Upstream, Turn, their states
-//	account.go   one account: its queue, breaker, halt, parked shops, spending
+//	account.go   one account: what it holds together, its token, its status
+//	turns.go     who may call next
+//	judge.go     what an answer says of the account, the shop and the API
+//	holds.go     halted accounts, parked shops, and what ends both
+//	spending.go  what calls have cost
 //	balance.go   how long an account's points last
 //	pacer.go     the rate limit
 //	launch.go    the moment at which a call leaves, or does not
