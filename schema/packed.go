@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -29,13 +30,15 @@ type Packed struct {
 	VVType      int // 1 to 4, or 0 if the event leaves it to the account
 
 	// What the event may say of its order besides. It is checked before a call
-	// and not sent. What is no string, or no time, is as good as left out:
-	// producers may have fields of these names that mean something else.
+	// and not sent. What is no string, no time, or no list of items, is as good
+	// as left out: producers may have fields of these names that mean something
+	// else.
 	Platform    string    // where the order was placed
 	OrderKind   string    // what sort of order it is
 	OrderGroup  string    // whose parcel it is: orders of one group may share a waybill number
 	PaidAt      time.Time // when the buyer paid
 	CollectedAt time.Time // when the carrier collected the parcel
+	Items       []Item    // what was ordered: all of the order, not only what is in the parcel
 
 	// Shipment is the identity of what the event asks to ship. Parts that
 	// break a rule stand in it as they were written, or by their hash if they
@@ -46,6 +49,16 @@ type Packed struct {
 	// above, but for SubTID, which keeps the raw JSON of what is no id.
 	Violations []Violation
 }
+
+// Item is a sub-order, and how many pieces it has; 0 if the event does not say.
+type Item struct {
+	OID      string // decimal digits
+	Quantity int
+}
+
+// maxItems bounds the items that an event is remembered with while it waits. No
+// order has as many.
+const maxItems = 500
 
 // Violation is one broken rule of an event. The rules are V01 to V27.
 type Violation struct {
@@ -234,6 +247,7 @@ func (d *decoder) rest() {
 	p.OrderGroup, _ = jsonString(d.fields["order_group"])
 	p.PaidAt = d.time("paid_at")
 	p.CollectedAt = d.time("collected_at")
+	p.Items = jsonItems(d.fields["items"])
 }
 
 // time returns a field that is a time, else the zero time.
@@ -370,6 +384,44 @@ func jsonID(raw json.RawMessage) (string, bool) {
 		return s, true
 	}
 	return string(raw), intPattern.Match(raw)
+}
+
+// jsonItems returns the items of a JSON array of objects like
+// {"oid": "1001", "quantity": 2}. It returns nil if there are none, if there are
+// too many, or if one of them is something else: a part of an order would be
+// taken for the whole.
+func jsonItems(raw json.RawMessage) []Item {
+	var list []json.RawMessage
+	if err := json.Unmarshal(raw, &list); err != nil || len(list) == 0 || len(list) > maxItems {
+		return nil
+	}
+	items := make([]Item, len(list))
+	for i, one := range list {
+		var fields map[string]json.RawMessage
+		if err := json.Unmarshal(one, &fields); err != nil {
+			return nil
+		}
+		oid, isID := jsonID(fields["oid"])
+		quantity, isQuantity := jsonQuantity(fields["quantity"])
+		if !isID || !ValidID(oid) || !isQuantity {
+			return nil
+		}
+		items[i] = Item{OID: oid, Quantity: quantity}
+	}
+	return items
+}
+
+// jsonQuantity returns the value of a JSON number that counts something, and 0
+// for what is left out.
+func jsonQuantity(raw json.RawMessage) (n int, ok bool) {
+	if isNull(raw) {
+		return 0, true
+	}
+	if !intPattern.Match(raw) {
+		return 0, false
+	}
+	n, err := strconv.Atoi(string(raw))
+	return n, err == nil && n > 0
 }
 
 // show returns a JSON value for a message, cut short.

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -523,8 +524,8 @@ func jsonRoundTrip(t *testing.T, s string) string {
 	return back
 }
 
-// wantTID reads the order id of a record in another way than DecodePacked does.
-func wantTID(rec *Record) string {
+// readEvent reads the fields of a record in another way than DecodePacked does.
+func readEvent(rec *Record) map[string]any {
 	read := func(text []byte) map[string]any {
 		var m map[string]any
 		d := json.NewDecoder(bytes.NewReader(bytes.TrimPrefix(text, []byte("\ufeff"))))
@@ -546,18 +547,116 @@ func wantTID(rec *Record) string {
 			text, ok := m["data_base64"].(string)
 			decoded, err := base64.StdEncoding.DecodeString(text)
 			if !ok || err != nil {
-				return ""
+				return nil
 			}
 			m = read(decoded)
 		}
 	}
-	switch tid := m["tid"].(type) {
+	return m
+}
+
+// readID returns what is written for an id, "" if it is of another type.
+func readID(v any) string {
+	switch id := v.(type) {
 	case string:
-		return tid
+		return id
 	case json.Number:
-		return tid.String()
+		return id.String()
 	}
 	return ""
+}
+
+var (
+	countedID = regexp.MustCompile(`^[1-9][0-9]{0,18}$`)
+	counted   = regexp.MustCompile(`^0*[1-9][0-9]*$`)
+)
+
+// readItems reads the items of an order in another way than DecodePacked does.
+func readItems(v any) []Item {
+	list, ok := v.([]any)
+	if !ok || len(list) > 500 {
+		return nil
+	}
+	var items []Item
+	for _, one := range list {
+		fields, ok := one.(map[string]any)
+		item := Item{OID: readID(fields["oid"])}
+		if _, err := strconv.ParseInt(item.OID, 10, 64); !ok || err != nil || !countedID.MatchString(item.OID) {
+			return nil
+		}
+		if quantity := fields["quantity"]; quantity != nil {
+			number, ok := quantity.(json.Number)
+			n, err := strconv.ParseInt(number.String(), 10, 64)
+			if !ok || err != nil || !counted.MatchString(number.String()) {
+				return nil
+			}
+			item.Quantity = int(n)
+		}
+		items = append(items, item)
+	}
+	return items
+}
+
+func TestItems(t *testing.T) {
+	many := func(n int) string { return "[" + strings.TrimSuffix(strings.Repeat(`{"oid":1},`, n), ",") + "]" }
+	for raw, want := range map[string][]Item{
+		`[{"oid":1001,"quantity":2}]`:                     {{"1001", 2}},
+		`[{"oid":"1001","quantity":2},{"oid":1002}]`:      {{"1001", 2}, {"1002", 0}},
+		` [ { "quantity" : 2 , "oid" : 1001 } ] `:         {{"1001", 2}},
+		`[{"oid":2345678901234567891}]`:                   {{"2345678901234567891", 0}}, // through float64: ...680
+		`[{"oid":9223372036854775807}]`:                   {{"9223372036854775807", 0}},
+		`[{"oid":1,"quantity":null}]`:                     {{"1", 0}},
+		`[{"oid":1,"quantity":9223372036854775807}]`:      {{"1", 9223372036854775807}},
+		`[{"oid":1,"colour":{"a":[null]}}]`:               {{"1", 0}},
+		`[{"oid":1,"quantity":1},{"oid":1,"quantity":1}]`: {{"1", 1}, {"1", 1}},
+		`null`:                          nil,
+		`[]`:                            nil,
+		`"1001:2"`:                      nil,
+		`2`:                             nil,
+		`{"oid":1}`:                     nil,
+		`[null]`:                        nil,
+		`[1]`:                           nil,
+		`["1"]`:                         nil,
+		`[[1]]`:                         nil,
+		`[{}]`:                          nil,
+		`[{"oid":1},{"sku":"red"}]`:     nil,
+		`[{"OID":1}]`:                   nil,
+		`[{"oid":null}]`:                nil,
+		`[{"oid":true}]`:                nil,
+		`[{"oid":0}]`:                   nil,
+		`[{"oid":1.0}]`:                 nil,
+		`[{"oid":"01"}]`:                nil,
+		`[{"oid":"SKU-1"}]`:             nil,
+		`[{"oid":9223372036854775808}]`: nil,
+		`[{"oid":1,"quantity":0}]`:      nil,
+		`[{"oid":1,"quantity":-1}]`:     nil,
+		`[{"oid":1,"quantity":-0}]`:     nil,
+		`[{"oid":1,"quantity":1.5}]`:    nil,
+		`[{"oid":1,"quantity":1e3}]`:    nil,
+		`[{"oid":1,"quantity":"2"}]`:    nil,
+		`[{"oid":1,"quantity":true}]`:   nil,
+		`[{"oid":1,"quantity":[2]}]`:    nil,
+		`[{"oid":1,"quantity":9223372036854775808}]`: nil,
+		many(501):     nil,
+		many(1 << 16): nil,
+		strings.Repeat("[", 5000) + strings.Repeat("]", 5000): nil,
+		many(500): slices.Repeat([]Item{{OID: "1"}}, 500),
+	} {
+		rec := fields("items", raw)
+		p := decode(t, rec)
+		if diff := cmp.Diff(want, p.Items); diff != "" {
+			t.Errorf("items %.60s (-want +got):\n%s", raw, diff)
+		}
+		if diff := cmp.Diff(want, readItems(readEvent(rec)["items"])); diff != "" {
+			t.Errorf("the oracle of items %.60s (-want +got):\n%s", raw, diff)
+		}
+		if len(p.Violations) > 0 {
+			t.Errorf("items %.60s: got violations %+v", raw, p.Violations)
+		}
+		if without := decode(t, fields("colour", "1")); p.Shipment.Key() != without.Shipment.Key() {
+			t.Errorf("items %.60s are another shipment", raw)
+		}
+	}
 }
 
 func FuzzDecodePacked(f *testing.F) {
@@ -573,6 +672,8 @@ func FuzzDecodePacked(f *testing.F) {
 	f.Add([]byte(`{"shop_id":"1","tid":1,"out_sid":1,"company_code":[],"is_split":"1","sub_tid":[1.5,null,"x"],"sender_id":-1,"cancel_id":{},"feature":1,"vvtype":9}`), "", "")
 	f.Add([]byte(`{"shop_id":"1","tid":1,"out_sid":"\u200bｓｆ１\ufeff","company_code":"顺丰","is_split":1,"sub_tid":"3,2,2,,1"}`), "", "")
 	f.Add([]byte(`{"shop_id":"1","tid":1,"out_sid":"\ud800<&>\u2028","company_code":"\u0000"}`), "", "")
+	f.Add([]byte(`{"shop_id":"1","tid":1,"items":[{"oid":11,"quantity":2},{"oid":"12"}]}`), "", "")
+	f.Add([]byte(`{"shop_id":"1","tid":1,"items":[{"oid":11,"quantity":0.5},{"sku":"12"}]}`), "", "")
 	f.Add([]byte(`[]`), "", "")
 	f.Add([]byte(nil), "", "")
 	f.Fuzz(func(t *testing.T, value []byte, contentType, ceID string) {
@@ -595,8 +696,12 @@ func FuzzDecodePacked(f *testing.F) {
 			}
 			return
 		}
-		if want := wantTID(rec); p.TID != want || !ValidID(p.TID) {
+		event := readEvent(rec)
+		if want := readID(event["tid"]); p.TID != want || !ValidID(p.TID) {
 			t.Fatalf("tid %q, want %q", p.TID, want)
+		}
+		if want := readItems(event["items"]); !slices.Equal(p.Items, want) {
+			t.Fatalf("items %v, want %v", p.Items, want)
 		}
 		if !ValidShopID(p.ShopID) || p.IsSplit < 0 || p.IsSplit > 1 || p.VVType < 0 || p.VVType > 4 {
 			t.Fatalf("got %+v", p)

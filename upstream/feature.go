@@ -35,6 +35,8 @@ type feature struct {
 type featureOID struct {
 	id  string
 	pos int
+	// codes is how many codes it has, 0 if they could not be read to the end.
+	codes int
 }
 
 // featureError is a defect of a feature field at a position, counted in
@@ -178,10 +180,12 @@ func (p *featureParser) entry() {
 }
 
 // end checks that the entry ends here.
-func (p *featureParser) end(what string) {
+func (p *featureParser) end(what string) bool {
 	if r := p.peek(); r != 0 && r != ';' {
 		p.fail(p.pos, "expected ';' or the end after %s, found %s", what, p.found())
+		return false
 	}
+	return true
 }
 
 // items reads the items of a code entry.
@@ -199,15 +203,17 @@ func (p *featureParser) items(key string) {
 			return
 		}
 		oids[oid] = true
-		p.oids = append(p.oids, featureOID{oid, pos})
+		p.oids = append(p.oids, featureOID{id: oid, pos: pos})
 		if !p.expect(':', "sub-order "+oid) {
 			return
 		}
+		count := 0
 		for {
 			code, at, ok := p.code("a code of sub-order " + oid)
 			if !ok {
 				return
 			}
+			count++
 			if codes[code] {
 				p.fail(at, "code %q is there a second time in %s", cut(code, 40), key)
 				return
@@ -218,8 +224,12 @@ func (p *featureParser) items(key string) {
 			}
 			p.advance(1)
 		}
-		if p.peek() != '|' {
-			p.end("a code of sub-order " + oid)
+		more := p.peek() == '|'
+		if !more && !p.end("a code of sub-order "+oid) {
+			return
+		}
+		p.oids[len(p.oids)-1].codes = count
+		if !more {
 			return
 		}
 		p.advance(1)
@@ -244,20 +254,36 @@ func (p *featureParser) code(what string) (code string, pos int, ok bool) {
 	return code, pos, true
 }
 
-// missingOIDs returns the sub-orders that the feature names and the list does
-// not hold, each once, as many as are worth reporting.
-func (f *feature) missingOIDs(list []string) []featureOID {
-	known := make(map[string]bool, len(list))
-	for _, id := range list {
-		known[id] = true
-	}
+// missingOIDs returns the sub-orders that the feature names and that are not
+// known, each once, as many as are worth reporting.
+func (f *feature) missingOIDs(known func(oid string) bool) []featureOID {
 	var missing []featureOID
+	told := map[string]bool{}
 	for _, oid := range f.oids {
-		if known[oid.id] || len(missing) == maxReported {
-			continue
+		if len(missing) == maxReported {
+			break
 		}
-		known[oid.id] = true
-		missing = append(missing, oid)
+		if !known(oid.id) && !told[oid.id] {
+			told[oid.id] = true
+			missing = append(missing, oid)
+		}
 	}
 	return missing
+}
+
+// miscounted returns the places where a sub-order has not as many codes as
+// pieces, as many as are worth reporting. Sub-orders of 0 pieces are not judged.
+func (f *feature) miscounted(pieces map[string]int) []featureError {
+	var errs []featureError
+	for _, oid := range f.oids {
+		want := pieces[oid.id]
+		if want == 0 || oid.codes == 0 || oid.codes == want {
+			continue
+		}
+		if len(errs) == maxReported {
+			break
+		}
+		errs = append(errs, featureError{oid.pos, fmt.Sprintf("sub-order %s must have a code for each piece: its quantity is %d, its codes are %d", oid.id, want, oid.codes)})
+	}
+	return errs
 }

@@ -128,6 +128,13 @@ func TestJSONSchemaAgrees(t *testing.T) {
 		{`"platform":"pdd"`, false, value},
 		{`"order_kind":"virtual"`, false, value},
 
+		{`"items":null`, true, ""},
+		{`"items":[{"oid":11,"quantity":2},{"oid":"12"}],"feature":"identCode=11:A,B|12:C"`, true, ""},
+		{`"items":{"oid":11},"feature":"identCode=12:A"`, true, ""},
+		{`"items":[{"sku":"red","quantity":-1}],"feature":"identCode=12:A"`, true, ""},
+		{`"items":[{"oid":11,"quantity":2}],"feature":"identCode=11:A"`, false, value},
+		{`"items":[{"oid":11}],"feature":"identCode=12:A"`, false, value},
+
 		// Parts of orders.
 		{split, true, ""},
 		{`"is_split":1,"sub_tid":[11,"12"]`, true, ""},

@@ -47,3 +47,20 @@ func validFeature(s string) bool {
 	}
 	return true
 }
+
+// codeCounts is how many codes each sub-order of a valid feature has, a second
+// time.
+func codeCounts(s string) []string {
+	var counts []string
+	for entry := range strings.SplitSeq(s, ";") {
+		key, value, _ := strings.Cut(entry, "=")
+		if !strings.HasSuffix(key, "Code") {
+			continue
+		}
+		for item := range strings.SplitSeq(value, "|") {
+			oid, codes, _ := strings.Cut(item, ":")
+			counts = append(counts, oid+" "+strconv.Itoa(1+strings.Count(codes, ",")))
+		}
+	}
+	return counts
+}

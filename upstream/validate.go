@@ -210,17 +210,19 @@ func (v *validator) addresses() {
 
 // features checks the feature field.
 func (v *validator) features() {
-	if v.Feature == "" || v.mistyped("feature") {
+	if v.mistyped("feature") {
 		return
 	}
-	f, errs := parseFeature(v.Feature)
-	for _, e := range errs {
-		v.violate("V15", "feature", "%s", e)
-	}
-	if v.IsSplit == 1 && len(v.SubTID) > 0 && !v.mistyped("sub_tid") {
-		for _, oid := range f.missingOIDs(v.SubTID) {
-			v.violate("V16", "feature", "%s", featureError{oid.pos, "sub-order " + oid.id + " is not in sub_tid"})
+	var f feature
+	if v.Feature != "" {
+		var errs []featureError
+		f, errs = parseFeature(v.Feature)
+		errs = append(errs, f.miscounted(v.pieces())...)
+		slices.SortStableFunc(errs, func(a, b featureError) int { return a.pos - b.pos })
+		for _, e := range errs[:min(len(errs), maxReported)] {
+			v.violate("V15", "feature", "%s", e)
 		}
+		v.subOrders(&f)
 	}
 	switch {
 	case f.storeID != 0 && f.storeType == 0:
@@ -228,4 +230,47 @@ func (v *validator) features() {
 	case f.storeType != 0 && f.storeID == 0:
 		v.violate("V17", "feature", "retailStoreType needs retailStoreId beside it")
 	}
+}
+
+// subOrders checks that the feature speaks of what is in the parcel: with a split
+// of the parts that are listed, else of the order's items, if the event has them.
+func (v *validator) subOrders(f *feature) {
+	var known func(oid string) bool
+	var list string
+	switch {
+	case v.mistyped("is_split"):
+		return
+	case v.IsSplit == 1:
+		if len(v.SubTID) == 0 || v.mistyped("sub_tid") {
+			return
+		}
+		parts := make(map[string]bool, len(v.SubTID))
+		for _, id := range v.SubTID {
+			parts[id] = true
+		}
+		known, list = func(oid string) bool { return parts[oid] }, "sub_tid"
+	case len(v.Items) == 0:
+		return
+	default:
+		pieces := v.pieces()
+		known, list = func(oid string) bool { _, ok := pieces[oid]; return ok }, "items"
+	}
+	for _, oid := range f.missingOIDs(known) {
+		v.violate("V16", "feature", "%s", featureError{oid.pos, "sub-order " + oid.id + " is not in " + list})
+	}
+}
+
+// pieces returns how many pieces the order's items have, by their ids; 0 for what
+// the event does not say, or says twice, as where the parts of a set are listed
+// under one id.
+func (v *validator) pieces() map[string]int {
+	pieces := make(map[string]int, len(v.Items))
+	for _, item := range v.Items {
+		n := item.Quantity
+		if _, twice := pieces[item.OID]; twice {
+			n = 0
+		}
+		pieces[item.OID] = n
+	}
+	return pieces
 }

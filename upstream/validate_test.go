@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -94,6 +95,22 @@ func TestValidate(t *testing.T) {
 		"V15 type":                 {`,"feature":[]`, []string{"V15 feature"}},
 		"V16 (case 11)":            {`,"is_split":1,"sub_tid":"11","feature":"identCode=12:A|11:B;machineCode=12:C"`, []string{"V16 feature"}},
 		"V16 whole order":          {`,"feature":"identCode=12:A"`, nil},
+		"V16 with items":           {`,"items":[{"oid":11},{"oid":"13"}],"feature":"identCode=12:A|11:B;machineCode=12:C|14:D"`, []string{"V16 feature", "V16 feature"}},
+		"V16 split, with items":    {`,"is_split":1,"sub_tid":"11","items":[{"oid":11},{"oid":12}],"feature":"identCode=12:A|11:B"`, []string{"V16 feature"}},
+		"V16 is_split 0":           {`,"is_split":0,"items":[{"oid":11}],"feature":"identCode=12:A"`, []string{"V16 feature"}},
+		"V16 is_split mistyped":    {`,"is_split":true,"items":[{"oid":11}],"feature":"identCode=12:A"`, []string{"V12 is_split"}},
+		"V16 sub_tid mistyped":     {`,"is_split":1,"sub_tid":{},"items":[{"oid":11}],"feature":"identCode=12:A"`, []string{"V14 sub_tid"}},
+		"V15 too few codes":        {`,"items":[{"oid":11,"quantity":2},{"oid":12}],"feature":"identCode=11:A|12:B,C"`, []string{"V15 feature"}},
+		"V15 too many codes":       {`,"items":[{"oid":11,"quantity":2}],"feature":"machineCode=11:A,B,C"`, []string{"V15 feature"}},
+		"V15 codes of a part":      {`,"is_split":1,"sub_tid":"11","items":[{"oid":11,"quantity":2},{"oid":12}],"feature":"identCode=11:A"`, []string{"V15 feature"}},
+		"V15 codes of two keys":    {`,"items":[{"oid":11,"quantity":2}],"feature":"identCode=11:A;machineCode=11:A,B,C"`, []string{"V15 feature", "V15 feature"}},
+		"items":                    {`,"items":[{"oid":11,"quantity":2},{"oid":"12","quantity":1},{"oid":13}],"feature":"identCode=11:A,B|12:C|13:D,E;machineCode=11:A,B"`, nil},
+		"items twice, set":         {`,"items":[{"oid":11,"quantity":2},{"oid":11,"quantity":1},{"oid":11,"quantity":4}],"feature":"identCode=11:A,B,C"`, nil},
+		"items of another sort":    {`,"items":[{"oid":11,"quantity":"2"}],"feature":"identCode=12:A"`, nil},
+		"items empty":              {`,"items":[],"feature":"identCode=12:A"`, nil},
+		"items, no feature":        {`,"items":[{"oid":11,"quantity":2}]`, nil},
+		"items, feature mistyped":  {`,"items":[{"oid":11,"quantity":2}],"feature":7`, []string{"V15 feature"}},
+		"items, parts of another":  {`,"is_split":1,"sub_tid":"12","items":[{"oid":11}]`, nil},
 		"V17 no type":              {`,"feature":"retailStoreId=12345"`, []string{"V17 feature"}},
 		"V17 no id":                {`,"feature":"retailStoreType=STORE"`, []string{"V17 feature"}},
 		"V15 wrong type":           {`,"feature":"retailStoreType=SHOP;retailStoreId=1"`, []string{"V15 feature"}},
@@ -145,6 +162,43 @@ func TestValidate(t *testing.T) {
 				t.Error("the event was changed")
 			}
 		})
+	}
+}
+
+// What is said of codes names the place in the feature, and goes on after what
+// cannot be read.
+func TestValidateItemsSaysWhere(t *testing.T) {
+	u := newUpstream(t, testConfig("http://api.test/"))
+	for _, tt := range []struct {
+		feature string
+		want    []string
+	}{
+		{"identCode=11:A;machineCode=12:B,C|11:A,D,E", []string{
+			"V15: feature, character 11: sub-order 11 must have a code for each piece: its quantity is 2, its codes are 1",
+			"V15: feature, character 35: sub-order 11 must have a code for each piece: its quantity is 2, its codes are 3",
+		}},
+		{"identCode=9:A;machineCode=9:B", []string{"V16: feature, character 11: sub-order 9 is not in items"}},
+		{"identCode=11:A;;", []string{
+			"V15: feature, character 11: sub-order 11 must have a code for each piece: its quantity is 2, its codes are 1",
+			"V15: feature, character 16: empty entry; entries are separated by one ';' and the last one has none after it",
+			"V15: feature, character 17: empty entry; entries are separated by one ';' and the last one has none after it",
+		}},
+		// How many codes there would be is not known.
+		{"identCode=11:A,B,;machineCode=11:A", []string{
+			`V15: feature, character 18: expected a code of sub-order 11, found ";"`,
+			"V15: feature, character 31: sub-order 11 must have a code for each piece: its quantity is 2, its codes are 1",
+		}},
+		{"identCode=11:A；machineCode=11:A,B", []string{`V15: feature, character 27: expected ';' or the end after a code of sub-order 11, found "="`}},
+	} {
+		p := order(1)
+		p.Feature, p.Items = tt.feature, []schema.Item{{OID: "11", Quantity: 2}, {OID: "12"}}
+		var got []string
+		for _, v := range u.Validate(p) {
+			got = append(got, v.Rule+": "+v.Message)
+		}
+		if d := cmp.Diff(tt.want, got); d != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.feature, d)
+		}
 	}
 }
 
@@ -215,6 +269,24 @@ func TestValidateReportsAreBounded(t *testing.T) {
 	p.SubTID, p.Feature = []string{"0"}, strings.TrimSuffix(b.String(), "|")
 	if got := len(u.Validate(p)); got != 1+maxReported {
 		t.Errorf("got %d violations, want one of sub_tid and %d of feature", got, maxReported)
+	}
+	p.IsSplit, p.SubTID, p.Items = 0, nil, []schema.Item{{OID: "70000"}}
+	if got := len(u.Validate(p)); got != maxReported {
+		t.Errorf("got %d violations, want %d of feature", got, maxReported)
+	}
+	p.Items = nil
+	for i := range 1 << 16 {
+		p.Items = append(p.Items, schema.Item{OID: fmt.Sprint(i + 1), Quantity: 2})
+	}
+	for _, feature := range []string{p.Feature, strings.Repeat(";", 8) + p.Feature} {
+		p.Feature = feature
+		if got := len(u.Validate(p)); got != maxReported {
+			t.Errorf("got %d violations, want %d of feature", got, maxReported)
+		}
+	}
+	f := feature{oids: slices.Repeat([]featureOID{{id: "1", codes: 1}}, 1<<16)}
+	if got := len(f.miscounted(map[string]int{"1": 2})); got != maxReported {
+		t.Errorf("got %d places with other counts, want %d", got, maxReported)
 	}
 }
 
@@ -363,7 +435,7 @@ func TestParseFeature(t *testing.T) {
 }
 
 // FuzzFeature holds the parser against the grammar, written a second time as
-// one regular expression and a few loops.
+// one regular expression and a few loops, and its counts of codes against those.
 func FuzzFeature(f *testing.F) {
 	for _, s := range []string{
 		"identCode=1001:12345,67890", "identCode=1001:A1,A2|1002:B1;machineCode=1003:M1,M2", "retailStoreId=12345;retailStoreType=STORE",
@@ -384,10 +456,15 @@ func FuzzFeature(f *testing.F) {
 			}
 			last = e.pos
 		}
+		var counts []string
 		for _, o := range parsed.oids {
 			if got := string([]rune(s)[o.pos-1:][:len(o.id)]); got != o.id {
 				t.Fatalf("%q: sub-order %s is not at %d", s, o.id, o.pos)
 			}
+			counts = append(counts, fmt.Sprint(o.id, " ", o.codes))
+		}
+		if len(errs) == 0 && !slices.Equal(counts, codeCounts(s)) {
+			t.Fatalf("%q: codes are %q, want %q", s, counts, codeCounts(s))
 		}
 	})
 }
