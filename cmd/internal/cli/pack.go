@@ -29,6 +29,9 @@ A file called "-" is standard input. Lines that are wrong are reported and
 left out; the exit code is then 1. Files may be UTF-8, GB18030, or UTF-16, and
 of any size: they are read line by line.
 
+In CSV, a cell of items lists the order's items with their quantities, if they
+are known: 1001:2;1002:1.
+
 Whether a shop belongs to an account is for the connector to know and is not
 checked here.`,
 		Args: cobra.MinimumNArgs(1),

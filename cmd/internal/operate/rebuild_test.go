@@ -134,6 +134,7 @@ func TestRebuild(t *testing.T) {
 func FuzzRebuild(f *testing.F) {
 	f.Add([]byte(packedEvent(1, "")), false)
 	f.Add([]byte(`{"shop_id":"s","tid":1,"out_sid":1,"sub_tid":[1,"2"],"is_split":true,"x":null,"x":"\u00e9"}`), false)
+	f.Add([]byte(`{"shop_id":"s","tid":1,"items":[{"oid":11,"quantity":2,"sku":"x"},{"oid":"12"}],"platform":"taobao"}`), false)
 	f.Add([]byte(`{"id":"e","data":`+packedEvent(1, "")+`}`), true)
 	f.Add([]byte(`{"id":"e","data":null,"data":"{}","data_base64":"e30="}`), true)
 	f.Fuzz(func(t *testing.T, value []byte, envelope bool) {
@@ -175,6 +176,7 @@ func TestParseChange(t *testing.T) {
 		"vvtype=x":        {"vvtype", json.RawMessage(`"x"`)},
 		"sub_tid=1,2":     {"sub_tid", json.RawMessage(`"1,2"`)},
 		"company_code=顺丰": {"company_code", json.RawMessage(`"顺丰"`)},
+		"items=11:2;12":   {"items", json.RawMessage(`[{"oid":"11","quantity":2},{"oid":"12"}]`)},
 		"feature=":        {"feature", nil},
 	} {
 		if got, err := ParseChange(text); err != nil || got.Field != want.Field || string(got.Value) != string(want.Value) {

@@ -136,6 +136,11 @@ func cellValue(column, cell string) json.RawMessage {
 	if (column == "is_split" || column == "vvtype") && digits.MatchString(cell) {
 		return json.RawMessage(cell)
 	}
+	if column == "items" {
+		if list, ok := itemsCell(cell); ok {
+			return list
+		}
+	}
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
@@ -143,4 +148,32 @@ func cellValue(column, cell string) json.RawMessage {
 		panic(err) // a string is always encoded
 	}
 	return bytes.TrimSpace(b.Bytes())
+}
+
+// itemsCell reads the items of an order from a cell: ids with their quantities, if
+// they are known, as in 1001:2;1002, or the JSON array itself.
+func itemsCell(cell string) (json.RawMessage, bool) {
+	var b bytes.Buffer
+	if strings.HasPrefix(cell, "[") {
+		err := json.Compact(&b, []byte(cell))
+		return b.Bytes(), err == nil
+	}
+	b.WriteByte('[')
+	for i, item := range strings.FieldsFunc(cell, func(r rune) bool { return r == ';' || r == ',' }) {
+		oid, quantity, counted := strings.Cut(item, ":")
+		oid, quantity = strings.TrimSpace(oid), strings.TrimSpace(quantity)
+		if !schema.ValidID(oid) || counted && !schema.ValidID(quantity) {
+			return nil, false
+		}
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, `{"oid":%q`, oid)
+		if counted {
+			b.WriteString(`,"quantity":` + quantity)
+		}
+		b.WriteByte('}')
+	}
+	b.WriteByte(']')
+	return b.Bytes(), true
 }

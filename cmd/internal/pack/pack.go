@@ -80,7 +80,7 @@ func (l *Line) Malformed() []schema.Violation {
 var fieldNames = []string{
 	"event_id", "occurred_at", "shop_id", "tid", "out_sid", "company_code",
 	"is_split", "sub_tid", "sender_id", "cancel_id", "feature", "vvtype",
-	"platform", "order_kind", "order_group", "paid_at", "collected_at",
+	"platform", "order_kind", "order_group", "paid_at", "collected_at", "items",
 }
 
 // required lists the fields that every order has.
@@ -246,6 +246,9 @@ func order(number int, fields map[string]json.RawMessage) Line {
 		}
 		line.Violations = append(line.Violations, v)
 		return line
+	}
+	if raw, ok := fields["items"]; ok && string(raw) != "null" && len(packed.Items) == 0 {
+		line.Warnings = append(line.Warnings, "items is no list of an order's items and is not looked at")
 	}
 	line.Packed, line.Value, line.Violations = packed, value, packed.Violations
 	return line

@@ -57,6 +57,7 @@ func lines(text io.Reader, format Format) iter.Seq2[Line, error] {
 func TestLines(t *testing.T) {
 	const head = "shop_id,tid,out_sid,company_code,is_split,sub_tid,vvtype\n"
 	const one = `{"shop_id":"s","tid":"123","out_sid":"SF1","company_code":"SF"}`
+	const noItems = "items is no list of an order's items and is not looked at"
 	tests := map[string]struct {
 		format Format
 		text   string
@@ -82,15 +83,32 @@ func TestLines(t *testing.T) {
 			`2: {"shop_id":"s","tid":"3941893279420000000","out_sid":"SF1","company_code":"SF"}`,
 			"2? tid 3941893279420000000 ends in zeros from the 16th digit on; a spreadsheet may have rounded it",
 		}},
-		"no shop":          {CSV, head + ",123,SF1,SF\n", []string{"2! V01 shop_id"}},
-		"bad tid":          {CSV, head + "s,0012,SF1,SF\n", []string{"2! V03 tid"}},
-		"bad split":        {CSV, head + "s,123,SF1,SF,yes\n", []string{`2: {"shop_id":"s","tid":"123","out_sid":"SF1","company_code":"SF","is_split":"yes"}`, "2! V12 is_split"}},
-		"too many cells":   {CSV, head + "s,123,SF1,SF,1,1,2,3\n", []string{"2!"}},
-		"too few cells":    {CSV, head + "s,123\n", []string{`2: {"shop_id":"s","tid":"123"}`}},
-		"unknown column":   {CSV, "shop_id,tid,out_sid,company_code,colour\ns,123,SF1,SF,red\n", []string{"2: " + one, `2? "colour" is not a field of a packed event and is left out`}},
-		"broken quote":     {CSV, head + "s,1\"2,SF1,SF\ns,123,SF1,SF\n", []string{"2!", "3: " + one}},
-		"open quote":       {CSV, head + "s,123,SF1,SF\ns,\"123,SF1,SF\ns,1,1,1\n", []string{"2: " + one, "3!"}},
-		"occurred":         {CSV, "occurred_at,shop_id,tid,out_sid,company_code\n2026-11-24 10:00,s,123,SF1,SF\n", []string{`2: {"occurred_at":"2026-11-24 10:00",` + one[1:], "2!  occurred_at"}},
+		"no shop":        {CSV, head + ",123,SF1,SF\n", []string{"2! V01 shop_id"}},
+		"bad tid":        {CSV, head + "s,0012,SF1,SF\n", []string{"2! V03 tid"}},
+		"bad split":      {CSV, head + "s,123,SF1,SF,yes\n", []string{`2: {"shop_id":"s","tid":"123","out_sid":"SF1","company_code":"SF","is_split":"yes"}`, "2! V12 is_split"}},
+		"too many cells": {CSV, head + "s,123,SF1,SF,1,1,2,3\n", []string{"2!"}},
+		"too few cells":  {CSV, head + "s,123\n", []string{`2: {"shop_id":"s","tid":"123"}`}},
+		"unknown column": {CSV, "shop_id,tid,out_sid,company_code,colour\ns,123,SF1,SF,red\n", []string{"2: " + one, `2? "colour" is not a field of a packed event and is left out`}},
+		"broken quote":   {CSV, head + "s,1\"2,SF1,SF\ns,123,SF1,SF\n", []string{"2!", "3: " + one}},
+		"open quote":     {CSV, head + "s,123,SF1,SF\ns,\"123,SF1,SF\ns,1,1,1\n", []string{"2: " + one, "3!"}},
+		"occurred":       {CSV, "occurred_at,shop_id,tid,out_sid,company_code\n2026-11-24 10:00,s,123,SF1,SF\n", []string{`2: {"occurred_at":"2026-11-24 10:00",` + one[1:], "2!  occurred_at"}},
+		"items": {CSV, "shop_id,tid,out_sid,company_code,items\ns,123,SF1,SF,1001:2;1002\ns,123,SF1,SF,\" 1001 : 2 , 1002:1 \"\ns,123,SF1,SF,\"[{\"\"oid\"\": 1001}]\"\ns,123,SF1,SF,\n", []string{
+			"2: " + one[:len(one)-1] + `,"items":[{"oid":"1001","quantity":2},{"oid":"1002"}]}`,
+			"3: " + one[:len(one)-1] + `,"items":[{"oid":"1001","quantity":2},{"oid":"1002","quantity":1}]}`,
+			"4: " + one[:len(one)-1] + `,"items":[{"oid":1001}]}`,
+			"5: " + one,
+		}},
+		"items that are none": {CSV, "shop_id,tid,out_sid,company_code,items\ns,123,SF1,SF,red\ns,123,SF1,SF,1001:0\ns,123,SF1,SF,\"[{\"\ns,123,SF1,SF,3.9E+18\n", []string{
+			"2: " + one[:len(one)-1] + `,"items":"red"}`, "2? " + noItems,
+			"3: " + one[:len(one)-1] + `,"items":"1001:0"}`, "3? " + noItems,
+			"4: " + one[:len(one)-1] + `,"items":"[{"}`, "4? " + noItems,
+			"5: " + one[:len(one)-1] + `,"items":"3.9E+18"}`, "5? " + noItems,
+		}},
+		"jsonl items": {JSONL, one[:len(one)-1] + `,"items":[{"oid":1001,"quantity":2}]}` + "\n" + one[:len(one)-1] + `,"items":[7]}` + "\n" + one[:len(one)-1] + `,"items":null}`, []string{
+			"1: " + one[:len(one)-1] + `,"items":[{"oid":1001,"quantity":2}]}`,
+			"2: " + one[:len(one)-1] + `,"items":[7]}`, "2? " + noItems,
+			"3: " + one[:len(one)-1] + `,"items":null}`,
+		}},
 		"jsonl":            {JSONL, "\n" + one + "\n\n", []string{"2: " + one}},
 		"jsonl order":      {JSONL, `{"company_code":"SF", "tid":9223372036854775807,"colour":1,"out_sid":"SF1","shop_id":"s"}`, []string{`1: {"shop_id":"s","tid":9223372036854775807,"out_sid":"SF1","company_code":"SF"}`, `1? "colour" is not a field of a packed event and is left out`}},
 		"jsonl scientific": {JSONL, `{"shop_id":"s","tid":3.9e18,"out_sid":"SF1","company_code":"SF"}`, []string{"1! V03 tid"}},
@@ -345,6 +363,7 @@ func FuzzCSV(f *testing.F) {
 	f.Add([]byte("shop_id,tid,out_sid,company_code\ns,123,SF1,SF\n"), true)
 	f.Add([]byte("\ufeffshop_id;tid;out_sid;company_code;sub_tid\ns;=\"123\";SF1;SF;1,2\n\"\n"), true)
 	f.Add([]byte("tid\tshop_id\tout_sid\tcompany_code\n3.9E+18\t\"a\nb\"\t\t\n"), true)
+	f.Add([]byte("shop_id,tid,out_sid,company_code,items\ns,123,SF1,SF,1001:2;1002\ns,123,SF1,SF,[1]\n"), true)
 	f.Add([]byte(`{"shop_id":"s","tid":1,"out_sid":{"a":[1]},"vvtype":"x"}`), false)
 	f.Fuzz(func(t *testing.T, data []byte, table bool) {
 		whole, failed := Read(bytes.NewReader(data))

@@ -90,7 +90,7 @@ func namedRow(number int, columns, cells []string) (Row, error) {
 func Settable() []string {
 	return []string{
 		"occurred_at", "out_sid", "company_code", "is_split", "sub_tid", "sender_id", "cancel_id", "feature", "vvtype",
-		"platform", "order_kind", "order_group", "paid_at", "collected_at",
+		"platform", "order_kind", "order_group", "paid_at", "collected_at", "items",
 	}
 }
 
