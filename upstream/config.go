@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -79,6 +80,10 @@ type Account struct {
 	// VVType is the API edition, 1 to 4, or 0 to leave it out.
 	VVType int
 	Shops  []string
+	// OmniChannelShops are those that also sell over the counter, so that each
+	// of their events must name the store that ships. The account must serve
+	// them.
+	OmniChannelShops []string
 	// Balance, if it is known, is counted down, so that its end is seen coming.
 	Balance *Balance
 }
@@ -191,7 +196,20 @@ func (c *Config) Validate() error {
 			owners[shop] = a.Name
 		}
 	}
+	for i := range c.Accounts {
+		a := &c.Accounts[i]
+		for _, shop := range a.OmniChannelShops {
+			if owner, listed := owners[shop]; owner != a.Name && (listed || !c.fallback(a)) {
+				problem("account %s: omni-channel shop %s is none of its shops", a.Name, shop)
+			}
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// fallback reports whether the account serves the shops in no account.
+func (c *Config) fallback(a *Account) bool {
+	return (c.UnknownShop == "" || c.UnknownShop == UnknownDefault) && (a.Name == DefaultAccount || len(c.Accounts) == 1)
 }
 
 func (w WaybillCheck) valid() bool {
@@ -237,7 +255,7 @@ func (a *Account) validate() (token string, errs []error) {
 	if b := a.Balance; b != nil && (b.Points < 0 || b.At.IsZero() || time.Until(b.At) > time.Hour) {
 		problem("balance must be a number of points, not negative, and the time at which there were so many, not in the future")
 	}
-	for _, shop := range a.Shops {
+	for _, shop := range slices.Concat(a.Shops, a.OmniChannelShops) {
 		if !schema.ValidShopID(shop) {
 			problem("shop id must be 1 to 64 letters, digits, _ or -, got %q (rule V01)", shop)
 		}

@@ -59,6 +59,21 @@ func TestConfigValidate(t *testing.T) {
 			c.Accounts = append(c.Accounts, c.Accounts[0])
 			c.Accounts[1].Token = "another"
 		}, []string{"listed twice", "shop S1 is already in account"}},
+		"omni-channel shops": {func(c *Config) {
+			c.Accounts = append(c.Accounts, Account{Name: "north", Token: "t2", RatePerSecond: 1, Shops: []string{"S1", "S2"}, OmniChannelShops: []string{"S2"}})
+			c.Accounts[0].OmniChannelShops = []string{"S9"}
+		}, nil},
+		"omni-channel shop of the only account": {func(c *Config) { c.Accounts[0].Name, c.Accounts[0].OmniChannelShops = "north", []string{"S9"} }, nil},
+		"omni-channel shop of nobody": {func(c *Config) {
+			c.UnknownShop, c.Accounts[0].OmniChannelShops = UnknownFail, []string{"S9"}
+		}, []string{"account default: omni-channel shop S9 is none of its shops"}},
+		"omni-channel shops of others": {func(c *Config) {
+			c.Accounts = append(c.Accounts, Account{Name: "north", Token: "t2", RatePerSecond: 1, Shops: []string{"S1"}, OmniChannelShops: []string{"S9", "a b"}})
+			c.Accounts[0].OmniChannelShops = []string{"S1"}
+		}, []string{
+			"account default: omni-channel shop S1 is none", "account north: omni-channel shop S9 is none",
+			"account north: omni-channel shop a b is none", "V01",
+		}},
 		"same token": {func(c *Config) {
 			c.Accounts = append(c.Accounts, Account{Name: "north", Token: "token-1", RatePerSecond: 1})
 		}, []string{"accounts default and north have the same token"}},

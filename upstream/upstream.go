@@ -30,6 +30,8 @@ type Upstream struct {
 	fallback  *account     // serves the shops in no account; nil if nobody does
 	turned    atomic.Int64 // when the loop of Run last turned, in nanoseconds; 0 while it does not run
 	parcels   parcels
+	// omniChannel are the shops that must name the store that ships.
+	omniChannel map[string]bool
 }
 
 // New returns an Upstream. Calls can be made at once; Run keeps it up to date.
@@ -49,7 +51,7 @@ func New(cfg Config) (*Upstream, error) {
 	if cfg.Carriers == nil {
 		cfg.Carriers = builtIn
 	}
-	u := &Upstream{cfg: cfg, byShop: map[string]*account{}, endpoint: endpoint(cfg.URL)}
+	u := &Upstream{cfg: cfg, byShop: map[string]*account{}, omniChannel: map[string]bool{}, endpoint: endpoint(cfg.URL)}
 	u.transport = newTransport(&u.cfg)
 	var err error
 	if u.metrics, err = newMetrics(cfg.Registerer, cfg.Accounts); err != nil {
@@ -64,7 +66,10 @@ func New(cfg Config) (*Upstream, error) {
 		for _, shop := range cfg.Accounts[i].Shops {
 			u.byShop[shop] = a
 		}
-		if cfg.UnknownShop == UnknownDefault && (a.name == DefaultAccount || len(cfg.Accounts) == 1) {
+		for _, shop := range cfg.Accounts[i].OmniChannelShops {
+			u.omniChannel[shop] = true
+		}
+		if cfg.fallback(&cfg.Accounts[i]) {
 			u.fallback = a
 		}
 	}

@@ -28,7 +28,7 @@ var (
 // the types of its fields included, in the order of the rules. An event that
 // breaks one must not be sent: each call is paid for.
 func (u *Upstream) Validate(p *schema.Packed) []schema.Violation {
-	v := validator{Packed: p, carriers: u.cfg.Carriers, broken: slices.Clone(p.Violations)}
+	v := validator{Packed: p, carriers: u.cfg.Carriers, omniChannel: u.omniChannel[p.ShopID], broken: slices.Clone(p.Violations)}
 	v.shop(u.accountOf(p.ShopID) != nil || u.cfg.UnknownShop == UnknownSkip)
 	v.tid()
 	v.waybill()
@@ -53,7 +53,9 @@ func (u *Upstream) Validate(p *schema.Packed) []schema.Violation {
 type validator struct {
 	*schema.Packed
 	carriers *Catalogue
-	broken   []schema.Violation
+	// omniChannel is true if the shop must name the store that ships.
+	omniChannel bool
+	broken      []schema.Violation
 }
 
 func (v *validator) violate(rule, field, format string, args ...any) {
@@ -229,6 +231,8 @@ func (v *validator) features() {
 		v.violate("V17", "feature", "retailStoreId needs retailStoreType beside it")
 	case f.storeType != 0 && f.storeID == 0:
 		v.violate("V17", "feature", "retailStoreType needs retailStoreId beside it")
+	case f.storeID == 0 && v.omniChannel:
+		v.violate("V17", "feature", "shop %s is an omni-channel shop: feature must name retailStoreId and retailStoreType", v.ShopID)
 	}
 }
 

@@ -202,6 +202,49 @@ func TestValidateItemsSaysWhere(t *testing.T) {
 	}
 }
 
+// Shops that also sell over the counter must name the store that ships, others
+// may (V17).
+func TestOmniChannelShop(t *testing.T) {
+	cfg := testConfig("http://api.test/")
+	cfg.Accounts[0].Shops, cfg.Accounts[0].OmniChannelShops = []string{"S1", "S2"}, []string{"S1", "S9"}
+	u := newUpstream(t, cfg)
+	for _, tt := range []struct {
+		shop, feature string
+		want          []string
+	}{
+		{"S1", "retailStoreId=9;retailStoreType=STORE", nil},
+		{"S1", "", []string{"V17"}},
+		{"S1", "identCode=1:A", []string{"V17"}},
+		{"S1", "retailStoreId=9", []string{"V17"}},
+		{"S1", "retailStoreType=STORE", []string{"V17"}},
+		{"S1", "retailStoreType=SHOP;retailStoreId=9", []string{"V15"}},
+		{"S2", "", nil},
+		{"S2", "retailStoreId=9", []string{"V17"}},
+		{"S9", "", []string{"V17"}}, // in no account, so that of the only one
+		{"S8", "", nil},
+	} {
+		p := shopOrder(tt.shop, 1)
+		p.Feature = tt.feature
+		var got []string
+		for _, v := range u.Validate(p) {
+			got = append(got, v.Rule)
+			if tt.feature == "" && !strings.Contains(v.Message, tt.shop) {
+				t.Errorf("%s: %s; want the shop named", tt.shop, v.Message)
+			}
+		}
+		if d := cmp.Diff(tt.want, got); d != "" {
+			t.Errorf("%s, %q (-want +got):\n%s", tt.shop, tt.feature, d)
+		}
+	}
+	p, err := schema.DecodePacked(&schema.Record{Value: []byte(`{"shop_id":"S1","tid":1,"out_sid":"SF1234567890123","company_code":"SF","feature":[]}`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := u.Validate(p); len(got) != 1 || got[0].Rule != "V15" {
+		t.Errorf("a feature of another type: got %+v, want nothing of its stores", got)
+	}
+}
+
 // A waybill number that was shipped for one group of orders is not taken for
 // another (V07): not before it was shipped, not if nobody names a group, and not
 // for ever.

@@ -22,12 +22,13 @@ type accountsFile struct {
 }
 
 type accountEntry struct {
-	Name          string   `yaml:"name"`
-	TokenFile     string   `yaml:"token_file"`
-	RatePerSecond *float64 `yaml:"rate_per_second"`
-	VVType        *int     `yaml:"vvtype"`
-	Shops         []string `yaml:"shops"`
-	Balance       *struct {
+	Name             string   `yaml:"name"`
+	TokenFile        string   `yaml:"token_file"`
+	RatePerSecond    *float64 `yaml:"rate_per_second"`
+	VVType           *int     `yaml:"vvtype"`
+	Shops            []string `yaml:"shops"`
+	OmniChannelShops []string `yaml:"omni_channel_shops"`
+	Balance          *struct {
 		Points *int64    `yaml:"points"`
 		At     time.Time `yaml:"at"`
 	} `yaml:"balance"`
@@ -82,7 +83,7 @@ func ReadAccounts(file string) ([]upstream.Account, []Problem) {
 			problem("%s is there twice", who)
 		}
 		names[e.Name] = true
-		a := upstream.Account{Name: e.Name, TokenFile: e.TokenFile, Shops: e.Shops}
+		a := upstream.Account{Name: e.Name, TokenFile: e.TokenFile, Shops: e.Shops, OmniChannelShops: e.OmniChannelShops}
 		if e.TokenFile == "" {
 			problem("%s has no token_file", who)
 		} else if _, err := readSecret(e.TokenFile); err != nil {
@@ -150,6 +151,7 @@ func (s *Settings) accounts() ([]upstream.Account, []Problem) {
 		})
 	}
 	problems = append(problems, sharedTokens(list)...)
+	problems = append(problems, s.strayShops(list)...)
 	for i := range list {
 		if list[i].RatePerSecond == 0 {
 			list[i].RatePerSecond = s.RatePerSecond
@@ -159,6 +161,36 @@ func (s *Settings) accounts() ([]upstream.Account, []Problem) {
 		}
 	}
 	return list, problems
+}
+
+// strayShops finds omni-channel shops that are listed with an account that does
+// not call for them.
+func (s *Settings) strayShops(list []upstream.Account) []Problem {
+	var problems []Problem
+	owners := map[string]string{}
+	for _, a := range list {
+		for _, shop := range a.Shops {
+			owners[shop] = a.Name
+		}
+	}
+	for _, a := range list {
+		fallback := s.UnknownShop == string(upstream.UnknownDefault) && (a.Name == upstream.DefaultAccount || len(list) == 1)
+		for _, shop := range a.OmniChannelShops {
+			var what string
+			switch owner, listed := owners[shop]; {
+			case listed && owner != a.Name:
+				what = fmt.Sprintf("is a shop of account %q; list it in omni_channel_shops there", owner)
+			case !schema.ValidShopID(shop):
+				what = "is not 1 to 64 letters, digits, _ or -"
+			case !listed && !fallback:
+				what = "is none of its shops; add it to shops"
+			default:
+				continue
+			}
+			problems = append(problems, Problem{variable("ACCOUNTS_FILE"), OneLine(fmt.Sprintf("has account %q whose omni-channel shop %q %s", a.Name, shop, what))})
+		}
+	}
+	return problems
 }
 
 // sharedTokens finds accounts with one token. The API counts calls by it, so that

@@ -299,6 +299,35 @@ func TestProblems(t *testing.T) {
 			map[string]string{"ACCOUNTS_FILE": list(account("a", writeFile(t, "a2", "a"), "    balance: 50000\n"))},
 			[]string{"cannot unmarshal"},
 		},
+		"omni-channel shops": {
+			map[string]string{"ACCOUNTS_FILE": list(
+				account("north", writeFile(t, "n2", "n"), "    shops: [s1, s2]\n    omni_channel_shops: [s2]\n"))},
+			nil,
+		},
+		"omni-channel shop of the only account": {
+			map[string]string{"UPSTREAM_TOKEN": "", "ACCOUNTS_FILE": list(account("north", token, "    omni_channel_shops: [s9]\n"))},
+			nil,
+		},
+		"omni-channel shop of the default account": {
+			map[string]string{"UPSTREAM_TOKEN": "", "ACCOUNTS_FILE": list(
+				account("north", token, "    shops: [s1]\n"),
+				account("default", writeFile(t, "d2", "d"), "    omni_channel_shops: [s9]\n"))},
+			nil,
+		},
+		"omni-channel shops that the account does not serve": {
+			map[string]string{"UPSTREAM_TOKEN": "", "ACCOUNTS_FILE": list(
+				account("north", token, "    shops: [s1]\n    omni_channel_shops: [s9]\n"),
+				account("default", writeFile(t, "d3", "d"), "    omni_channel_shops: [s1, a b]\n"))},
+			[]string{
+				`^PACKSHIP_ACCOUNTS_FILE has account "north" whose omni-channel shop "s9" is none of its shops; add it to shops$`,
+				`^PACKSHIP_ACCOUNTS_FILE has account "default" whose omni-channel shop "s1" is a shop of account "north"; list it in omni_channel_shops there$`,
+				`^PACKSHIP_ACCOUNTS_FILE has account "default" whose omni-channel shop "a b" is not 1 to 64 letters, digits, _ or -$`,
+			},
+		},
+		"omni-channel shop that nobody serves": {
+			map[string]string{"UPSTREAM_TOKEN": "", "UNKNOWN_SHOP": "fail", "ACCOUNTS_FILE": list(account("default", token, "    omni_channel_shops: [s9]\n"))},
+			[]string{`account "default" whose omni-channel shop "s9" is none of its shops`},
+		},
 		"a field that accounts do not have": {
 			map[string]string{"ACCOUNTS_FILE": list(account("a", writeFile(t, "a3", "a"), "    shop: [s]\n"))},
 			[]string{"^PACKSHIP_ACCOUNTS_FILE .*: line 4: field shop not found$"},

@@ -32,8 +32,8 @@ of any size: they are read line by line.
 In CSV, a cell of items lists the order's items with their quantities, if they
 are known: 1001:2;1002:1.
 
-Whether a shop belongs to an account is for the connector to know and is not
-checked here.`,
+Which account a shop belongs to, and which shops are omni-channel shops, is for
+the connector to know and is not checked here.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: do(func(ctx context.Context, files []string) error {
 			switch p.format = pack.Format(format); p.format {
