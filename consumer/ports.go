@@ -27,8 +27,9 @@ type Ledger interface {
 	Release(ctx context.Context, s *schema.Shipment, h schema.Hold, why string) error
 	// Settle appends the outcome of a hold and waits until it has read it. The
 	// outcome that counts is the one that Stored returns afterwards; it may be
-	// another's.
-	Settle(ctx context.Context, s *schema.Shipment, eventID string, h schema.Hold, o schema.Outcome) error
+	// another's. Of a success it keeps for which order group it was, by the
+	// event's GroupMark.
+	Settle(ctx context.Context, s *schema.Shipment, eventID string, h schema.Hold, o schema.Outcome, group string) error
 	// Refuse settles a shipment that needs no call: it appends an intent and
 	// the outcome of the given round in one go. Like Settle, it may lose.
 	Refuse(ctx context.Context, s *schema.Shipment, eventID string, o schema.Outcome) error
@@ -37,6 +38,9 @@ type Ledger interface {
 	// shipped.
 	ShippedParts(ctx context.Context, s *schema.Shipment) ([]schema.Shipment, error)
 	InDoubt(ctx context.Context, s *schema.Shipment) ([]schema.Shipment, error)
+	// OtherGroup returns an order that was shipped lately with the same waybill
+	// number for another group, by its id, and "" if none is known.
+	OtherGroup(ctx context.Context, s *schema.Shipment, group string) (tid string, err error)
 	// Stored returns the outcome that answers the event.
 	Stored(ctx context.Context, s *schema.Shipment, eventID string) (schema.Outcome, error)
 }

@@ -223,14 +223,10 @@ const mishapPause = 5 * time.Second
 // step settles an order that nobody holds if that needs no call, and makes an
 // attempt if it does.
 func (s *Shipper) step(ctx context.Context, o *order, standing schema.Standing) error {
-	shipped, err := s.cfg.Ledger.ShippedParts(ctx, &o.Shipment)
+	violations, err := s.violations(ctx, o)
 	if err != nil {
 		return err
 	}
-	if !o.validated {
-		o.violations, o.validated = s.cfg.Upstream.Validate(o.Packed), true
-	}
-	violations := slices.Concat(o.violations, overlaps(o, shipped))
 	switch {
 	case len(violations) > 0:
 		return s.refuse(ctx, o, standing, invalid(violations))
@@ -243,6 +239,40 @@ func (s *Shipper) step(ctx context.Context, o *order, standing schema.Standing) 
 	default:
 		return s.attempt(ctx, o, standing)
 	}
+}
+
+// violations lists the rules that the order breaks, in their order: those that its
+// event breaks by itself, and those that it breaks by what the ledger knows of
+// other shipments.
+func (s *Shipper) violations(ctx context.Context, o *order) ([]schema.Violation, error) {
+	if !o.validated {
+		o.violations, o.validated = s.cfg.Upstream.Validate(o.Packed), true
+	}
+	shipped, err := s.cfg.Ledger.ShippedParts(ctx, &o.Shipment)
+	if err != nil {
+		return nil, err
+	}
+	swapped, err := s.swapped(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	all := slices.Concat(o.violations, overlaps(o, shipped), swapped)
+	slices.SortStableFunc(all, func(a, b schema.Violation) int { return strings.Compare(a.Rule, b.Rule) })
+	return all, nil
+}
+
+// swapped tells whether the order's waybill number was shipped for another group:
+// rule V07. Events that name no group are not judged.
+func (s *Shipper) swapped(ctx context.Context, o *order) ([]schema.Violation, error) {
+	if o.OrderGroup == "" {
+		return nil, nil
+	}
+	tid, err := s.cfg.Ledger.OtherGroup(ctx, &o.Shipment, o.GroupMark())
+	if err != nil || tid == "" {
+		return nil, err
+	}
+	message := fmt.Sprintf("out_sid %s is the number of order %s, which is of another order_group: are two labels swapped?", o.OutSID, tid)
+	return []schema.Violation{{Rule: "V07", Field: "out_sid", Message: message}}, nil
 }
 
 // overlaps lists the parts of the order that were shipped already, and would be
@@ -278,6 +308,11 @@ func (s *Shipper) attempt(ctx context.Context, o *order, standing schema.Standin
 		return ctx.Err() // nil if only the gate has closed
 	}
 	defer turn.Leave()
+	// Swapped labels are packed together. So the other order may have been
+	// shipped while this one waited for its turn, and the next step refuses it.
+	if swapped, err := s.swapped(ctx, o); err != nil || len(swapped) > 0 {
+		return err
+	}
 	s.underWay.step(o.rec, StepClaim)
 	hold, held, err := s.cfg.Ledger.Claim(open, &o.Shipment, o.EventID, standing.Holder)
 	if err != nil || !held {
@@ -390,7 +425,7 @@ func (s *Shipper) settle(ctx context.Context, o *order, hold schema.Hold, answer
 	if err != nil {
 		return err
 	}
-	if err := s.cfg.Ledger.Settle(ctx, &o.Shipment, o.EventID, hold, outcome); err != nil {
+	if err := s.cfg.Ledger.Settle(ctx, &o.Shipment, o.EventID, hold, outcome, o.GroupMark()); err != nil {
 		return err
 	}
 	if hold.Doubt && answer.Reached {

@@ -130,14 +130,82 @@ func TestShipperKnowsTheOtherParts(t *testing.T) {
 	}
 }
 
-// TestShipperReportsAllRules sees that rule V26 stands beside those that an event
-// breaks by itself.
+// TestShipperKnowsWhoseParcelItIs sees that a waybill number that was shipped for
+// one group of orders is not sent for another (V07), also if that happened while
+// the order waited for its turn.
+func TestShipperKnowsWhoseParcelItIs(t *testing.T) {
+	const north, south = `,"order_group":"north"`, `,"order_group":"south"`
+	mark := func(group string) string { return (&schema.Packed{OrderGroup: group}).GroupMark() }
+	for name, tt := range map[string]struct {
+		group    string // of the event, as JSON
+		parcel   string // the other order
+		parcelOf string // its group
+		late     bool   // it is shipped only when this one gets its turn
+		refused  bool
+	}{
+		"nothing is known":             {group: south},
+		"another group":                {group: south, parcel: "3", parcelOf: "north", refused: true},
+		"the same group":               {group: north, parcel: "3", parcelOf: "north"},
+		"the event names no group":     {parcel: "3", parcelOf: "north"},
+		"another group, late":          {group: south, parcel: "3", parcelOf: "north", late: true, refused: true},
+		"the same group, late":         {group: north, parcel: "3", parcelOf: "north", late: true},
+		"no group, and another, late":  {parcel: "3", parcelOf: "north", late: true},
+		"a group that is of no string": {group: `,"order_group":7`, parcel: "3", parcelOf: "north"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(nil, yes)
+				know := func() {
+					b.ledger.mu.Lock()
+					defer b.ledger.mu.Unlock()
+					b.ledger.parcel, b.ledger.parcelOf = tt.parcel, mark(tt.parcelOf)
+				}
+				if tt.late {
+					b.upstream.onAdmit = know
+				} else {
+					know()
+				}
+				rec := packedRecord("E1", time.Now())
+				rec.Value = []byte(strings.TrimSuffix(string(rec.Value), "}") + tt.group + "}")
+				p, err := schema.DecodePacked(rec)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := b.shipper.Handle(t.Context(), b.gate, rec, p, nil); err != nil {
+					t.Fatal(err)
+				}
+				o := b.publisher.published[0].Outcome
+				if !tt.refused {
+					if o.Verdict != schema.Shipped || b.upstream.calls != 1 || b.ledger.group != p.GroupMark() {
+						t.Errorf("%s %s, %d calls, kept for group %q; want it shipped and kept for %q", o.Verdict, o.Reason, b.upstream.calls, b.ledger.group, p.GroupMark())
+					}
+					return
+				}
+				if o.Reason != "local_validation" || o.MaybeShipped || b.upstream.calls != 0 || b.upstream.left != b.upstream.admitted {
+					t.Errorf("%s %s, maybe shipped %t, %d calls, %d of %d turns left", o.Verdict, o.Reason, o.MaybeShipped, b.upstream.calls, b.upstream.left, b.upstream.admitted)
+				}
+				want := []schema.Violation{{
+					Rule: "V07", Field: "out_sid",
+					Message: "out_sid SF1234567890123 is the number of order 3, which is of another order_group: are two labels swapped?",
+				}}
+				if diff := cmp.Diff(want, decodeResult(t, o).Violations); diff != "" {
+					t.Errorf("violations (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+// TestShipperReportsAllRules sees that rules V07 and V26 stand among those that an
+// event breaks by itself.
 func TestShipperReportsAllRules(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(nil, yes)
 		b.ledger.knows(t, "11", "W1", true)
-		b.upstream.violations = []schema.Violation{{Rule: "V05", Field: "out_sid", Message: "no"}}
+		b.ledger.parcel, b.ledger.parcelOf = "3", "north"
+		b.upstream.violations = []schema.Violation{{Rule: "V05", Field: "out_sid", Message: "no"}, {Rule: "V09", Field: "company_code", Message: "no"}}
 		rec, p := part(t, "11", "W9")
+		p.OrderGroup = "south"
 		if err := b.shipper.Handle(t.Context(), b.gate, rec, p, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -145,7 +213,7 @@ func TestShipperReportsAllRules(t *testing.T) {
 		for _, v := range decodeResult(t, b.publisher.published[0].Outcome).Violations {
 			rules = append(rules, v.Rule)
 		}
-		if diff := cmp.Diff([]string{"V05", "V26"}, rules); diff != "" || len(b.upstream.violations) != 1 {
+		if diff := cmp.Diff([]string{"V05", "V07", "V09", "V26"}, rules); diff != "" || len(b.upstream.violations) != 2 {
 			t.Errorf("rules (-want +got):\n%s", diff)
 		}
 	})

@@ -34,6 +34,9 @@ type memoryLedger struct {
 	settleErr   error
 	// parts and doubtful are the other shipments of the order.
 	parts, doubtful []schema.Shipment
+	// parcel is another order with the same waybill number, and parcelOf the
+	// mark of its group; group is that of the success.
+	parcel, parcelOf, group string
 	// unread is a success that stands in the ledger and was not read yet;
 	// refreshed counts the calls of Refresh.
 	unread    *schema.Outcome
@@ -91,6 +94,15 @@ func (l *memoryLedger) InDoubt(context.Context, *schema.Shipment) ([]schema.Ship
 	return l.doubtful, nil
 }
 
+func (l *memoryLedger) OtherGroup(_ context.Context, _ *schema.Shipment, group string) (string, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if group == l.parcelOf {
+		return "", nil
+	}
+	return l.parcel, nil
+}
+
 func (l *memoryLedger) Wait(ctx context.Context, _ *schema.Shipment, _ string, _ schema.Standing, until time.Time) error {
 	l.mu.Lock()
 	changed := l.changed
@@ -141,7 +153,7 @@ func (l *memoryLedger) Release(_ context.Context, _ *schema.Shipment, h schema.H
 	return nil
 }
 
-func (l *memoryLedger) Settle(ctx context.Context, _ *schema.Shipment, event string, h schema.Hold, o schema.Outcome) error {
+func (l *memoryLedger) Settle(ctx context.Context, _ *schema.Shipment, event string, h schema.Hold, o schema.Outcome, group string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -153,7 +165,7 @@ func (l *memoryLedger) Settle(ctx context.Context, _ *schema.Shipment, event str
 	switch {
 	case l.shipped != nil:
 	case o.Verdict == schema.Shipped:
-		l.shipped = &o
+		l.shipped, l.group = &o, group
 	case l.standing.Holder == h.Attempt:
 		l.answered[event] = o
 		l.standing.State, l.standing.Holder, l.standing.Round = schema.StateOpen, "", l.standing.Round+1
@@ -202,6 +214,7 @@ type scriptedUpstream struct {
 	at         []time.Time
 	holds      []schema.Hold // what the calls were made for
 	onSend     func()
+	onAdmit    func()
 	admitted   int
 	again      []bool // what Admit was told
 	left       int
@@ -217,6 +230,9 @@ func (u *scriptedUpstream) Admit(ctx context.Context, _ *schema.Packed, again bo
 		return nil, err
 	}
 	u.admitted++
+	if u.onAdmit != nil {
+		u.onAdmit()
+	}
 	return u, nil
 }
 func (u *scriptedUpstream) Leave() { u.left++ }

@@ -2,7 +2,9 @@ package schema
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,6 +50,17 @@ type Packed struct {
 	// fields, at most one for each field. The values of such fields are zero
 	// above, but for SubTID, which keeps the raw JSON of what is no id.
 	Violations []Violation
+}
+
+// GroupMark returns a short name of the event's order group: 16 hexadecimal
+// digits, whatever the group's name is, and "" if the event names none. The ledger
+// keeps it, so it must never change.
+func (p *Packed) GroupMark() string {
+	if p.OrderGroup == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(p.OrderGroup))
+	return hex.EncodeToString(sum[:8])
 }
 
 // Item is a sub-order, and how many pieces it has; 0 if the event does not say.

@@ -376,6 +376,21 @@ func TestWrongTypeIsAnotherShipment(t *testing.T) {
 	}
 }
 
+// TestGroupMark sees that the marks of groups stay what they are: the ledger has
+// them for as long as its horizon.
+func TestGroupMark(t *testing.T) {
+	for group, want := range map[string]string{
+		"":                         "",
+		"g":                        "cd0aa9856147b6c5",
+		"北方":                       "78e20875d600228f",
+		strings.Repeat("x", 1<<20): "8f990ba0b577b51c",
+	} {
+		if got := (&Packed{OrderGroup: group}).GroupMark(); got != want {
+			t.Errorf("%s: got %q, want %q", cut(group, 20), got, want)
+		}
+	}
+}
+
 func TestSubTIDForms(t *testing.T) {
 	want := decode(t, fields("sub_tid", `"1,2,2345678901234567891"`))
 	for _, raw := range []string{

@@ -3,10 +3,7 @@ package upstream
 import (
 	"slices"
 	"strings"
-	"sync"
 	"time"
-
-	"packship/schema"
 )
 
 // foreignPlatforms are names of platforms whose orders the API cannot ship. Their
@@ -45,67 +42,3 @@ func (v *validator) parcel() {
 			v.CollectedAt.Format(time.RFC3339), v.PaidAt.Format(time.RFC3339))
 	}
 }
-
-// parcels remembers whose parcels were shipped lately, so that one waybill number
-// is not paid for a second time under the name of somebody else. Merged parcels
-// are normal: the orders of one group share a number. Events that name no group
-// are not judged.
-//
-// It is a saving and no promise: it forgets the oldest, and everything with the
-// process.
-type parcels struct {
-	mu sync.Mutex
-	// Two generations make forgetting cheap: the older one goes when the
-	// younger is full.
-	young, old map[waybill]parcel
-}
-
-// waybill is a waybill number of a carrier.
-type waybill struct{ carrier, number string }
-
-// parcel is the group of the orders in a parcel, and one of them.
-type parcel struct{ group, tid string }
-
-const (
-	// maxParcels is how many parcels a generation holds.
-	maxParcels = 50_000
-	// maxGroup bounds what is kept of a group's name.
-	maxGroup = 64
-)
-
-// shipped notes whose parcel was shipped.
-func (s *parcels) shipped(p *schema.Packed) {
-	if p.OrderGroup == "" {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.young) >= maxParcels {
-		s.old, s.young = s.young, nil
-	}
-	if s.young == nil {
-		s.young = map[waybill]parcel{}
-	}
-	s.young[waybill{p.CompanyCode, p.OutSID}] = parcel{groupName(p), p.TID}
-}
-
-// other returns an order of another group that was shipped in the parcel of the
-// event's waybill number, "" if none is known.
-func (s *parcels) other(p *schema.Packed) (tid string) {
-	if p.OrderGroup == "" {
-		return ""
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	key := waybill{p.CompanyCode, p.OutSID}
-	known, ok := s.young[key]
-	if !ok {
-		known, ok = s.old[key]
-	}
-	if !ok || known.group == groupName(p) {
-		return ""
-	}
-	return known.tid
-}
-
-func groupName(p *schema.Packed) string { return cut(p.OrderGroup, maxGroup) }

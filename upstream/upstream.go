@@ -29,7 +29,6 @@ type Upstream struct {
 	byShop    map[string]*account
 	fallback  *account     // serves the shops in no account; nil if nobody does
 	turned    atomic.Int64 // when the loop of Run last turned, in nanoseconds; 0 while it does not run
-	parcels   parcels
 	// omniChannel are the shops that must name the store that ships.
 	omniChannel map[string]bool
 }
@@ -346,9 +345,6 @@ func (t *Turn) Send(gate context.Context, hold schema.Hold) schema.Answer {
 		x := u.do(ready, l, token, contentType, body)
 		if x.left {
 			answer := a.conclude(t, x, l, hold.Doubt)
-			if answer.Effect == schema.EffectShipped {
-				u.parcels.shipped(t.packed)
-			}
 			u.traceCall(gate, t, x, l, answer)
 			return answer
 		}

@@ -42,9 +42,6 @@ func (u *Upstream) Validate(p *schema.Packed) []schema.Violation {
 	v.features()
 	v.origin()
 	v.parcel()
-	if tid := u.parcels.other(p); tid != "" {
-		v.violate("V07", "out_sid", "out_sid %s is the number of order %s, which is of another order_group: are two labels swapped?", v.OutSID, tid)
-	}
 	slices.SortStableFunc(v.broken, func(a, b schema.Violation) int { return strings.Compare(a.Rule, b.Rule) })
 	return v.broken
 }

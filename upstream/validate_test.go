@@ -245,56 +245,6 @@ func TestOmniChannelShop(t *testing.T) {
 	}
 }
 
-// A waybill number that was shipped for one group of orders is not taken for
-// another (V07): not before it was shipped, not if nobody names a group, and not
-// for ever.
-func TestParcelOfAnotherGroup(t *testing.T) {
-	inBubble(t, nil, func(b bubble) {
-		t, u, a := b.t, b.u, b.api
-		of := func(tid int, group, outSID string) *schema.Packed {
-			p := order(tid)
-			p.OrderGroup, p.OutSID = group, outSID
-			return p
-		}
-		check := func(what string, p *schema.Packed, want ...string) {
-			t.Helper()
-			var got []string
-			for _, v := range u.Validate(p) {
-				got = append(got, v.Rule)
-				if strings.Contains(v.Message, "north") || !strings.Contains(v.Message, "order 1,") {
-					t.Errorf("%s: %s; want the other order and not its group", what, v.Message)
-				}
-			}
-			if d := cmp.Diff(want, got); d != "" {
-				t.Errorf("%s (-want +got):\n%s", what, d)
-			}
-		}
-		a.script(waybillUsed, success)
-		send(t, u, of(1, "north", "SF1111111111111"))
-		check("what was refused is nobody's", of(2, "south", "SF1111111111111"))
-		send(t, u, of(1, "north", "SF1111111111111"))
-		check("another group", of(2, "south", "SF1111111111111"), "V07")
-		check("a merged parcel", of(3, "north", "SF1111111111111"))
-		check("no group", of(3, "", "SF1111111111111"))
-		check("another number", of(3, "south", "SF1111111111112"))
-		other := of(3, "south", "SF1111111111111")
-		other.CompanyCode = "STO"
-		check("another carrier", other)
-
-		for i := range maxParcels {
-			u.parcels.shipped(of(10+i, "g", fmt.Sprintf("SF%013d", i)))
-		}
-		check("after many others", of(2, "south", "SF1111111111111"), "V07")
-		for i := range maxParcels {
-			u.parcels.shipped(of(10+i, "g", fmt.Sprintf("SF9%012d", i)))
-		}
-		check("after too many others", of(2, "south", "SF1111111111111"))
-		if n := len(u.parcels.young) + len(u.parcels.old); n > 2*maxParcels {
-			t.Errorf("%d parcels are remembered", n)
-		}
-	})
-}
-
 // A field that is wrong a million times is not reported a million times.
 func TestValidateReportsAreBounded(t *testing.T) {
 	u := newUpstream(t, testConfig("http://api.test/"))

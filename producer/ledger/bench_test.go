@@ -35,10 +35,12 @@ func BenchmarkMemory(b *testing.B) {
 	for _, share := range []struct {
 		name   string
 		failed func(n int) bool
+		groups bool
 	}{
-		{"shipped", func(int) bool { return false }},
-		{"5%-failed", func(n int) bool { return n%20 == 0 }},
-		{"failed", func(int) bool { return true }},
+		{"shipped", func(int) bool { return false }, false},
+		{"shipped-in-groups", func(int) bool { return false }, true},
+		{"5%-failed", func(n int) bool { return n%20 == 0 }, false},
+		{"failed", func(int) bool { return true }, false},
 	} {
 		b.Run(share.name, func(b *testing.B) {
 			for b.Loop() {
@@ -58,6 +60,10 @@ func BenchmarkMemory(b *testing.B) {
 					e.Kind, e.verdict, e.offset = kindOutcome, schema.Shipped, int64(n)
 					if share.failed(n) {
 						e.verdict = schema.Failed
+					}
+					if share.groups {
+						e.group = group(n + 1)
+						binary.BigEndian.PutUint64(e.waybill[:], uint64(n)*0xc2b2ae3d27d4eb4f)
 					}
 					f.apply(&e)
 				}
@@ -101,8 +107,11 @@ func benchmarkClaim(b *testing.B, broker *brokertest.Broker, callers int) {
 	wg.Wait()
 }
 
-// restoreShipments is how many shipments, of two records each, are restored.
-var restoreShipments = flag.Int("restore.shipments", 300_000, "how many shipments BenchmarkRestore restores")
+// The shipments that are restored have two records each.
+var (
+	restoreShipments = flag.Int("restore.shipments", 300_000, "how many shipments BenchmarkRestore restores")
+	restoreGroups    = flag.Bool("restore.groups", false, "whether each of them is for an order group of its own")
+)
 
 // BenchmarkRestore tells how fast a ledger of 600,000 records is read, or as many
 // as are asked for, beside a bare fetch of the same records in the same run, and
@@ -118,7 +127,11 @@ func benchmarkRestore(b *testing.B, broker *brokertest.Broker) {
 	const partitions = 8
 	shipments := *restoreShipments
 	topic := broker.Topic(b, partitions, nil)
-	fill(b, broker, topic, partitions, shipments)
+	mark := func(int) string { return "" }
+	if *restoreGroups {
+		mark = func(n int) string { return markOf(fmt.Sprint(n)) }
+	}
+	fillFor(b, broker, topic, partitions, shipments, mark)
 	var bare, full time.Duration
 	var heap uint64
 	rounds := 0

@@ -19,7 +19,8 @@
 //
 // The reading order: record.go has the records, fold.go what they mean, partition.go
 // one partition as it is read, tail.go the reading, damage.go what is done when
-// records are lost, stored.go how outcomes are read again, and ledger.go the
+// records are lost, stored.go how outcomes are read again, related.go and
+// parcels.go what one shipment means for others, and ledger.go the
 // methods that the rest of packship calls.
 //
 // Known limits. Memory and log forget a shipment after the horizon, not at the

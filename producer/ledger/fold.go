@@ -67,6 +67,8 @@ type fold struct {
 	// days has those that are settled, by the day of the outcome's record, so
 	// that the horizon forgets whole maps. The newest day is first.
 	days []*day
+	// parcels has the waybill numbers of those that were shipped lately.
+	parcels parcels
 }
 
 // open is a shipment that is held or released.
@@ -155,10 +157,25 @@ type entry struct {
 	time   time.Time // the record's timestamp
 	read   time.Time // when this process has read it, on its monotonic clock
 	part   bool      // it is an outcome of a part of a split order
+
+	// waybill and group say whose parcel it is, if it is a success that names a
+	// group; else the group is 0.
+	waybill waybill
+	group   group
 }
 
 // hash returns the short name of the entry's event.
 func (e *entry) hash() schema.EventHash { return schema.HashEvent(e.Event) }
+
+// parcel sets whose parcel the entry is about, by its record and its key.
+func (e *entry) parcel(canonical []byte) {
+	if e.Group == "" {
+		return
+	}
+	if w, ok := waybillOf(canonical); ok {
+		e.waybill, e.group = w, groupOf(e.Group)
+	}
+}
 
 // apply folds one record in. It reports whether it changed anything.
 func (f *fold) apply(e *entry) bool {
@@ -257,6 +274,7 @@ func (f *fold) shipped(e *entry) bool {
 	if e.part {
 		d.relate(e.key)
 	}
+	f.parcels.remember(e)
 	return true
 }
 
@@ -408,6 +426,7 @@ func (f *fold) cool(now time.Time) {
 // expire forgets what was last touched before a day.
 func (f *fold) expire(before int) {
 	f.days = slices.DeleteFunc(f.days, func(d *day) bool { return d.n < before })
+	f.parcels.expire(before)
 	for key, o := range f.open {
 		if o.day < before {
 			delete(f.open, key)

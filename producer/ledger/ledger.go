@@ -416,11 +416,12 @@ func (l *Ledger) Release(ctx context.Context, s *schema.Shipment, h schema.Hold,
 
 // Settle appends the outcome of a hold and waits until it has read it. The
 // outcome that counts is the one that [Ledger.Stored] returns afterwards; it may
-// be another's.
+// be another's. Of a success it is kept for which group it was, by the event's
+// [schema.Packed.GroupMark].
 //
 // A failure may be settled while its call may still take effect: the next round
 // of the shipment does not begin before that has become impossible.
-func (l *Ledger) Settle(ctx context.Context, s *schema.Shipment, event string, h schema.Hold, o schema.Outcome) error {
+func (l *Ledger) Settle(ctx context.Context, s *schema.Shipment, event string, h schema.Hold, o schema.Outcome, mark string) error {
 	if want := schema.ResultID(s, h.Round, o.Verdict, o.At); o.ResultID != want {
 		return fmt.Errorf("ledger: settle %s: result id %s is not that of round %d, %s", s.TID, o.ResultID, h.Round, want)
 	}
@@ -432,6 +433,9 @@ func (l *Ledger) Settle(ctx context.Context, s *schema.Shipment, event string, h
 		return err
 	}
 	r.Unanswered = o.Verdict == schema.Failed && o.MaybeShipped && !answered(&o)
+	if o.Verdict == schema.Shipped {
+		r.Group = mark
+	}
 	if err := l.write(ctx, l.partition(s), s, r); err != nil {
 		return fmt.Errorf("ledger: settle %s: %w", s.TID, err)
 	}

@@ -187,8 +187,14 @@ func claim(tb testing.TB, r *replica, s *schema.Shipment, event, prev string) sc
 
 func settle(tb testing.TB, r *replica, s *schema.Shipment, event string, h schema.Hold, failure *schema.Failure) schema.Outcome {
 	tb.Helper()
+	return settleFor(tb, r, s, event, h, failure, "")
+}
+
+// settleFor settles a shipment for an order group.
+func settleFor(tb testing.TB, r *replica, s *schema.Shipment, event string, h schema.Hold, failure *schema.Failure, group string) schema.Outcome {
+	tb.Helper()
 	o := outcomeOf(tb, s, h.Round, failure)
-	if err := r.Settle(tb.Context(), s, event, h, o); err != nil {
+	if err := r.Settle(tb.Context(), s, event, h, o, group); err != nil {
 		tb.Fatal(err)
 	}
 	return o
@@ -259,10 +265,10 @@ func TestLife(t *testing.T) {
 			if h.Round != 2 || h.Prior != 2 || !h.Doubt {
 				t.Errorf("second round, second attempt: got %+v", h)
 			}
-			if err := r.Settle(t.Context(), s, "e2", h, outcomeOf(t, s, 2, refusal())); err == nil {
+			if err := r.Settle(t.Context(), s, "e2", h, outcomeOf(t, s, 2, refusal()), ""); err == nil {
 				t.Error("a failure that hides a doubt was settled")
 			}
-			if err := r.Settle(t.Context(), s, "e2", h, outcomeOf(t, s, 1, maybe())); err == nil {
+			if err := r.Settle(t.Context(), s, "e2", h, outcomeOf(t, s, 1, maybe()), ""); err == nil {
 				t.Error("an outcome of another round was settled")
 			}
 			second := settle(t, r, s, "e2", h, maybe())
@@ -451,12 +457,12 @@ func TestTakeover(t *testing.T) {
 		// success does.
 		a = start(t, b, "ledger", "a")
 		stale := outcomeOf(t, s, 1, refusal())
-		if err := a.Settle(t.Context(), s, "e1", h, stale); err != nil {
+		if err := a.Settle(t.Context(), s, "e1", h, stale, ""); err != nil {
 			t.Fatal(err)
 		}
 		wantStanding(t, a, s, "e1", schema.Standing{State: schema.StateHeld, Round: 1, Attempts: 1, Doubt: true, Holder: taken.Attempt})
 		shipped := settle(t, a, s, "e1", h, nil)
-		if err := other.Settle(t.Context(), s, "e1", taken, outcomeOf(t, s, 1, maybe())); err != nil {
+		if err := other.Settle(t.Context(), s, "e1", taken, outcomeOf(t, s, 1, maybe()), ""); err != nil {
 			t.Fatal(err)
 		}
 		wantStored(t, other, s, "e1", shipped)
@@ -478,7 +484,7 @@ func TestFailedWithoutAnswer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := a.Settle(t.Context(), s, "e1", h, o); err != nil {
+		if err := a.Settle(t.Context(), s, "e1", h, o, ""); err != nil {
 			t.Fatal(err)
 		}
 		wantStored(t, a, s, "e1", o)

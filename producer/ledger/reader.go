@@ -118,6 +118,12 @@ func (r *Reader) ShippedParts(ctx context.Context, s *schema.Shipment) ([]schema
 	return r.ledger.ShippedParts(ctx, s)
 }
 
+// OtherGroup returns an order that was shipped with the waybill number for another
+// group, like [Ledger.OtherGroup].
+func (r *Reader) OtherGroup(ctx context.Context, s *schema.Shipment, mark string) (tid string, err error) {
+	return r.ledger.OtherGroup(ctx, s, mark)
+}
+
 // Shipped reports whether the ledger knows the shipment as shipped.
 func (r *Reader) Shipped(s *schema.Shipment) bool {
 	p := r.ledger.partition(s)

@@ -68,7 +68,7 @@ func TestReader(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := a.Settle(t.Context(), shipment(3), "e1", h, o); err != nil {
+			if err := a.Settle(t.Context(), shipment(3), "e1", h, o, ""); err != nil {
 				t.Fatal(err)
 			}
 			claim(t, a, shipment(4), "e1", "")

@@ -48,6 +48,9 @@ type record struct {
 	// that its call may still be under way.
 	Unanswered bool   `json:"unanswered,omitempty"`
 	Why        string `json:"why,omitempty"`
+	// Group says of a success for which order group it was, by the short name
+	// of [schema.Packed.GroupMark]; "" if the event named none.
+	Group string `json:"group,omitempty"`
 
 	// Incarnation is the process that a bye is of, and Open lists its attempts
 	// that may still take effect.
@@ -214,6 +217,9 @@ func scan(value []byte) (record, bool) {
 	r.Unanswered = s.skip(`,"unanswered":true`)
 	if s.skip(`,"why":"`) {
 		r.Why = s.text()
+	}
+	if s.skip(`,"group":"`) {
+		r.Group = s.text()
 	}
 	if hasBody {
 		var ok bool

@@ -35,6 +35,10 @@ func someRecords(tb testing.TB) []record {
 			Outcome: outcome(schema.Outcome{Verdict: schema.Shipped, ResultID: "r", At: at, Event: json.RawMessage(`{"msg":"成功 <&> \u2028"}`)}),
 		},
 		{
+			Kind: kindOutcome, Attempt: "pod-1/1f/3", Event: "evt-1", Round: 1, Group: "00f1e2d3c4b5a697", verdict: schema.Shipped,
+			Outcome: outcome(schema.Outcome{Verdict: schema.Shipped, ResultID: "r", At: at, Event: json.RawMessage(`{}`)}),
+		},
+		{
 			Kind: kindOutcome, Attempt: "pod-1/1f/4", Event: "evt-2", Round: 2, Doubt: true, Uncalled: true, Unanswered: true, verdict: schema.Failed,
 			Outcome: outcome(schema.Outcome{Verdict: schema.Failed, ResultID: "r", At: at, Reason: "x", Class: "y", MaybeShipped: true, Event: json.RawMessage(`{}`)}),
 		},

@@ -25,6 +25,12 @@ import (
 // of a topic, as fast as it can, and returns their outcomes.
 func fill(tb testing.TB, b *brokertest.Broker, topic string, partitions, n int) []schema.Outcome {
 	tb.Helper()
+	return fillFor(tb, b, topic, partitions, n, func(int) string { return "" })
+}
+
+// fillFor is fill with the marks of the order groups.
+func fillFor(tb testing.TB, b *brokertest.Broker, topic string, partitions, n int, mark func(n int) string) []schema.Outcome {
+	tb.Helper()
 	a := producer.NewAppender(producer.AppenderConfig{Client: b.Client(tb, topic), Topic: topic, Logger: quiet})
 	outcomes := make([]schema.Outcome, n)
 	batches := make([][]producer.Entry, partitions)
@@ -62,6 +68,7 @@ func fill(tb testing.TB, b *brokertest.Broker, topic string, partitions, n int) 
 		if err != nil {
 			tb.Fatal(err)
 		}
+		r.Group = mark(i)
 		add(p, s, r)
 		if len(batches[p]) >= 400 {
 			flush(p)

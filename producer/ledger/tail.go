@@ -277,7 +277,10 @@ func (l *Ledger) decode(p *partition, b batch, buf []entry) []entry {
 				if e.key, ok = keyOf(f.key); !ok {
 					err = fmt.Errorf("%w: its key is no shipment", errUnreadable)
 				}
-				e.part = e.verdict == schema.Shipped && isPart(f.key)
+				if e.verdict == schema.Shipped {
+					e.part = isPart(f.key)
+					e.parcel(f.key)
+				}
 			}
 		}
 		if err != nil {

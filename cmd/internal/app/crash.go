@@ -146,8 +146,8 @@ func (l crashingLedger) Claim(ctx context.Context, s *schema.Shipment, eventID, 
 	return hold, held, err
 }
 
-func (l crashingLedger) Settle(ctx context.Context, s *schema.Shipment, eventID string, h schema.Hold, o schema.Outcome) error {
-	err := l.Ledger.Settle(ctx, s, eventID, h, o)
+func (l crashingLedger) Settle(ctx context.Context, s *schema.Shipment, eventID string, h schema.Hold, o schema.Outcome, group string) error {
+	err := l.Ledger.Settle(ctx, s, eventID, h, o, group)
 	if err == nil {
 		l.crash.reach(outcomeAcked)
 	}

@@ -209,6 +209,59 @@ func TestSpread(t *testing.T) {
 	}
 }
 
+// TestSwappedLabels ships an order of a group, and then has orders of others come
+// with its waybill number: neither of two replicas that share the work sends them,
+// nor one that starts afterwards.
+func TestSwappedLabels(t *testing.T) {
+	w := newWorld(t, upstreamtest.Options{Latency: quick}, func(s *Settings) { s.Assignment = "spread" })
+	replicas := []*replica{w.start(), w.start()}
+	for _, r := range replicas {
+		r.eventually("half of the work", func() bool {
+			assigned, _ := r.value("packship_assigned_partitions")
+			return assigned == testPartitions/2
+		})
+	}
+	labelled := func(tid int, group string) string { // with the label of order 1
+		return strings.Replace(order(tid, `,"order_group":"`+group+`"`), fmt.Sprintf("SF%013d", tid), fmt.Sprintf("SF%013d", 1), 1)
+	}
+	refused := func(events int) {
+		t.Helper()
+		w.await(1, events, 0)
+		for _, rec := range w.read(w.settings.TopicFailed) {
+			if res := result(t, rec); len(res.Violations) != 1 || res.Violations[0].Rule != "V07" || !strings.Contains(res.Violations[0].Message, "order 1,") {
+				t.Errorf("got %+v, want that it has the label of order 1", res.Failure)
+			}
+		}
+	}
+	w.produce(labelled(1, "north"))
+	w.await(1, 0, 0)
+	for _, r := range replicas {
+		r.eventually("the success read", func() bool {
+			outcomes, _ := r.value("packship_ledger_records_total", "kind=outcome")
+			return outcomes == 1
+		})
+	}
+	w.produce(labelled(11, "south"), labelled(12, "south"), labelled(13, "south"), labelled(14, "south"))
+	refused(4)
+	for _, r := range replicas {
+		if n, _ := r.value("packship_events_finished_total", "verdict=invalid", "class=invalid_request"); n == 0 {
+			t.Error("a replica has not refused an order")
+		}
+		if err := r.stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	w.produce(labelled(15, "south"))
+	w.start()
+	refused(5)
+	w.produce(labelled(2, "north")) // a merged parcel
+	w.committed()
+	if stats := w.verify(); stats.Calls != 2 {
+		t.Errorf("%d calls, want one for each order of the group", stats.Calls)
+	}
+}
+
 // TestResultTopicRefuses keeps results from being written for ten seconds: no
 // call is made a second time for it.
 func TestResultTopicRefuses(t *testing.T) {

@@ -43,12 +43,20 @@ type rehearsal struct {
 	// shipped and failed are the shipments that are settled by the rehearsal.
 	shipped map[schema.Key]struct{}
 	failed  map[schema.Key]*failing
-	// parts are those of split orders that are shipped by the rehearsal.
-	parts map[schema.OrderKey][]schema.Shipment
+	// parts are those of split orders that are shipped by the rehearsal, and
+	// parcels the waybill numbers that it ships for a group.
+	parts   map[schema.OrderKey][]schema.Shipment
+	parcels map[waybill]parcel
 
 	now fate // of the record that is being handled
 	hit bool // whether that is decided
 }
+
+// waybill is a waybill number of a carrier.
+type waybill struct{ carrier, number string }
+
+// parcel says for which group a waybill number is shipped, and for which order.
+type parcel struct{ group, tid string }
 
 // failing is a shipment that has failed in the rehearsal.
 type failing struct {
@@ -60,7 +68,7 @@ func newRehearsal(s *app.Settings, orders *app.Orders, l *ledger.Reader) *rehear
 	r := &rehearsal{
 		gate: consumer.OpenGate(), ledger: l, orders: orders,
 		calls: map[string]int64{}, shipped: map[schema.Key]struct{}{}, failed: map[schema.Key]*failing{},
-		parts: map[schema.OrderKey][]schema.Shipment{},
+		parts: map[schema.OrderKey][]schema.Shipment{}, parcels: map[waybill]parcel{},
 	}
 	r.shipper = consumer.NewShipper(consumer.ShipperConfig{
 		Ledger: r, Upstream: r, Publisher: r,
@@ -136,13 +144,16 @@ func (r *rehearsal) Claim(_ context.Context, s *schema.Shipment, event, prev str
 func (*rehearsal) Release(context.Context, *schema.Shipment, schema.Hold, string) error { return nil }
 
 // Settle notes the outcome of an attempt.
-func (r *rehearsal) Settle(_ context.Context, s *schema.Shipment, event string, h schema.Hold, o schema.Outcome) error {
+func (r *rehearsal) Settle(_ context.Context, s *schema.Shipment, event string, h schema.Hold, o schema.Outcome, group string) error {
 	if o.Verdict == schema.Shipped {
 		key := s.Key()
 		r.shipped[key] = struct{}{}
 		delete(r.failed, key)
 		if s.IsPart() {
 			r.parts[s.Order()] = append(r.parts[s.Order()], *s)
+		}
+		if group != "" {
+			r.parcels[waybill{s.CompanyCode, s.OutSID}] = parcel{group, s.TID}
 		}
 		return nil
 	}
@@ -169,6 +180,18 @@ func (r *rehearsal) Refuse(_ context.Context, s *schema.Shipment, event string, 
 func (r *rehearsal) ShippedParts(ctx context.Context, s *schema.Shipment) ([]schema.Shipment, error) {
 	parts, err := r.ledger.ShippedParts(ctx, s)
 	return slices.Concat(parts, r.parts[s.Order()]), err
+}
+
+// OtherGroup returns an order that was shipped with the waybill number for another
+// group, by the ledger or the rehearsal.
+func (r *rehearsal) OtherGroup(ctx context.Context, s *schema.Shipment, group string) (tid string, err error) {
+	if known, ok := r.parcels[waybill{s.CompanyCode, s.OutSID}]; ok {
+		if known.group == group {
+			return "", nil
+		}
+		return known.tid, nil
+	}
+	return r.ledger.OtherGroup(ctx, s, group)
 }
 
 // InDoubt is not called: no answer of the rehearsal says that an order is shipped.

@@ -3,6 +3,7 @@ package operate
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -99,6 +100,30 @@ func TestReplayComesTrue(t *testing.T) {
 	want = &Plan{Records: 23, Shipped: 18, Failed: 3, DeadLetters: 2} // 7 is shipped by its second event
 	if diff := cmp.Diff(want, again, cmpopts.IgnoreFields(Plan{}, "Moves")); diff != "" {
 		t.Errorf("second plan (-want +got):\n%s", diff)
+	}
+}
+
+// TestReplayKnowsWhoseParcelItIs plans a replay over orders that have the waybill
+// number of one that was shipped, or that is shipped by the replay.
+func TestReplayKnowsWhoseParcelItIs(t *testing.T) {
+	w := newWorld(t)
+	labelled := func(tid, label int, group string) string {
+		event := packedEvent(tid, `,"order_group":"`+group+`"`)
+		return strings.Replace(event, fmt.Sprintf("SF%013d", tid), fmt.Sprintf("SF%013d", label), 1)
+	}
+	w.produce(labelled(1, 1, "north"), labelled(2, 2, "north"))
+	w.settled()
+	w.produce(
+		labelled(11, 1, "south"), // the label of one that was shipped
+		labelled(21, 2, "north"), // a merged parcel
+		labelled(31, 2, ""),      // of no group
+		labelled(41, 41, "north"),
+		labelled(51, 41, "south"), // the label of the one before
+		labelled(61, 41, "north"), // a merged parcel
+	)
+	got := w.plan(ReplayRange{From: point(t, "first")})
+	if got.Records != 8 || got.Shipped != 2 || got.Failed != 2 || got.New != 4 || got.Calls != 4 {
+		t.Errorf("got %+v, want 2 shipped, 2 failed and 4 new", got)
 	}
 }
 
