@@ -313,6 +313,30 @@ func (w *world) verify() upstreamtest.Stats {
 	return w.sim.Stats()
 }
 
+// calledOnce is verify where each of n orders is to have been called for once. An
+// order that was not has all its calls told.
+func (w *world) calledOnce(n int) upstreamtest.Stats {
+	w.t.Helper()
+	stats := w.verify()
+	if stats.Calls == n && stats.Repeats == 0 {
+		return stats
+	}
+	w.t.Errorf("%d calls and %d repeats, want one call for each of %d orders", stats.Calls, stats.Repeats, n)
+	calls := w.sim.Journal().Calls()
+	first := make(map[upstreamtest.Shipment]upstreamtest.Entry)
+	for _, c := range calls {
+		if _, again := first[c.Shipment]; !again {
+			first[c.Shipment] = c
+			continue
+		}
+		for i, c := range w.sim.Journal().CallsOf(c.Shipment) {
+			w.t.Errorf("call %d for order %s, after %s: row %d, fault %q, taken %s, delivered %t",
+				i+1, c.Shipment.TID, c.Arrived.Sub(calls[0].Arrived), c.Row, c.Fault, c.Done.Sub(c.Arrived), c.Delivered)
+		}
+	}
+	return stats
+}
+
 // get asks a replica's HTTP server.
 func (r *replica) get(path string) (int, string) {
 	r.t.Helper()
