@@ -141,7 +141,7 @@ func TestRestartAndReplay(t *testing.T) {
 func TestSecondReplica(t *testing.T) {
 	w := newWorld(t, upstreamtest.Options{Latency: quick}, func(s *Settings) {
 		s.RatePerSecond = 20
-		s.RateJitter = 100 * time.Millisecond // the test shares its machine
+		s.RateJitter, s.UpstreamTimeout = 100*time.Millisecond, 10*time.Second // the test shares its machine
 	})
 	const n = 60
 	w.produce(orders(1, n)...)
@@ -176,7 +176,7 @@ func TestSpread(t *testing.T) {
 	const rate = 20
 	w := newWorld(t, upstreamtest.Options{Latency: quick}, func(s *Settings) {
 		s.Assignment, s.RatePerSecond = "spread", rate
-		s.RateJitter = 100 * time.Millisecond // the test shares its machine
+		s.RateJitter, s.UpstreamTimeout = 100*time.Millisecond, 10*time.Second // the test shares its machine
 	})
 	first, second := w.start(), w.start()
 	has := func(r *replica, partitions int, limit float64) bool {
