@@ -101,10 +101,10 @@ func (c *Consumer) Run(ctx context.Context) error {
 	c.mu.Unlock()
 	err := c.drain(work, end)
 	endUpkeep()
-	lastCommit := end.Add(c.cfg.LeaveTimeout / 2)
-	defer time.AfterFunc(time.Until(lastCommit), cutOff).Stop()
+	commitBy := end.Add(c.cfg.LeaveTimeout / 2)
+	defer time.AfterFunc(time.Until(commitBy), cutOff).Stop()
 	upkeep.Wait()
-	c.commitRest(work, lastCommit)
+	c.commitRest(work, commitBy)
 	leave(errStopped)
 	member.Wait()
 	return err

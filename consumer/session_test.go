@@ -231,6 +231,22 @@ func TestLeavingIsOneStep(t *testing.T) {
 	})
 }
 
+// holdCommit has the broker hold the first commit of a settled record: held is
+// closed when it is there, and closing release lets it go. It counts them all.
+func (w *world) holdCommit() (held, release chan struct{}, commits *atomic.Int32) {
+	held, release, commits = make(chan struct{}), make(chan struct{}), new(atomic.Int32)
+	w.cluster.ControlKey(int16(kmsg.OffsetCommit), func(r kmsg.Request) (kmsg.Response, error, bool) {
+		w.cluster.KeepControl()
+		commit, ok := r.(*kmsg.OffsetCommitRequest)
+		if ok && commit.Topics[0].Partitions[0].Offset > 0 && commits.Add(1) == 1 {
+			close(held)
+			w.cluster.SleepControl(func() { <-release })
+		}
+		return nil, nil, false
+	})
+	return held, release, commits
+}
+
 // A commit that is under way at the end of a drain is waited for. The next one goes
 // over another connection if it is given up, and the one before may be carried out
 // after it.
@@ -244,17 +260,7 @@ func TestLastCommitDoesNotOvertake(t *testing.T) {
 			}
 			return nil
 		}}
-		held, release := make(chan struct{}), make(chan struct{})
-		var commits atomic.Int32
-		w.cluster.ControlKey(int16(kmsg.OffsetCommit), func(r kmsg.Request) (kmsg.Response, error, bool) {
-			w.cluster.KeepControl()
-			commit, ok := r.(*kmsg.OffsetCommitRequest)
-			if ok && commit.Topics[0].Partitions[0].Offset > 0 && commits.Add(1) == 1 {
-				close(held)
-				w.cluster.SleepControl(func() { <-release })
-			}
-			return nil, nil, false
-		})
+		held, release, commits := w.holdCommit()
 		a := w.start("a", h)
 		w.produce(0, events("shop", 1, 2)...)
 		<-held
@@ -271,6 +277,25 @@ func TestLastCommitDoesNotOvertake(t *testing.T) {
 		}
 		if at := w.committedAt(0); at != 2 {
 			t.Errorf("committed offset %d, want 2", at)
+		}
+	})
+}
+
+// The commit that is waited for is given up in time to leave.
+func TestLastCommitHangs(t *testing.T) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
+		held, release, _ := w.holdCommit()
+		defer close(release)
+		a := w.start("a", new(fakeHandler), func(c *Config) { c.StopTimeout, c.LeaveTimeout = time.Second, time.Second })
+		w.produce(0, events("shop", 1, 1)...)
+		<-held
+		began := time.Now()
+		if err := a.stop(); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("stopped after %s, want 2s at most", took)
 		}
 	})
 }
