@@ -23,13 +23,13 @@ type Ledger interface {
 	// not empty, waits until it has read its own record, and reports whether
 	// this process now holds the shipment.
 	Claim(ctx context.Context, s *schema.Shipment, eventID, prev string) (schema.Hold, bool, error)
-	// Release says that the hold's attempt has certainly reached nothing.
-	Release(ctx context.Context, s *schema.Shipment, h schema.Hold, why string) error
+	// Release says that the hold's attempt has certainly shipped nothing, and
+	// what it has cost all the same.
+	Release(ctx context.Context, s *schema.Shipment, h schema.Hold, why string, paid schema.Charge) error
 	// Settle appends the outcome of a hold and waits until it has read it. The
 	// outcome that counts is the one that Stored returns afterwards; it may be
-	// another's. Of a success it keeps for which order group it was, by the
-	// event's GroupMark.
-	Settle(ctx context.Context, s *schema.Shipment, eventID string, h schema.Hold, o schema.Outcome, group string) error
+	// another's.
+	Settle(ctx context.Context, s *schema.Shipment, eventID string, h schema.Hold, o schema.Settlement) error
 	// Refuse settles a shipment that needs no call: it appends an intent and
 	// the outcome of the given round in one go. Like Settle, it may lose.
 	Refuse(ctx context.Context, s *schema.Shipment, eventID string, o schema.Outcome) error

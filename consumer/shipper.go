@@ -127,6 +127,8 @@ type order struct {
 	// has made a call for it, and seen once more was done for it than to look up
 	// its outcome.
 	tried, called, seen bool
+	// paid is what its calls have cost and the ledger does not know yet.
+	paid schema.Charge
 }
 
 // Blocked implements [Blocker]: the orders of a halted account or a parked shop
@@ -338,6 +340,9 @@ func (s *Shipper) attempt(ctx context.Context, o *order, standing schema.Standin
 // conclude draws the conclusion from one answer.
 func (s *Shipper) conclude(ctx context.Context, o *order, hold schema.Hold, answer schema.Answer) error {
 	o.called = o.called || answer.Reached
+	if answer.Charge.Points > 0 {
+		o.paid = schema.Charge{Account: answer.Charge.Account, Points: o.paid.Points + answer.Charge.Points}
+	}
 	if answer.Counted {
 		o.tries++
 	}
@@ -367,13 +372,22 @@ func (s *Shipper) conclude(ctx context.Context, o *order, hold schema.Hold, answ
 			o.pending = hold.Attempt // stay the holder
 			return nil
 		}
-		return s.cfg.Ledger.Release(ctx, &o.Shipment, hold, answer.Reason)
+		return s.release(ctx, o, hold, answer)
 	case schema.ActHold:
 		o.notBefore = time.Now().Add(answer.Wait)
-		return s.cfg.Ledger.Release(ctx, &o.Shipment, hold, answer.Reason)
+		return s.release(ctx, o, hold, answer)
 	default: // schema.ActFail
 		return s.settle(ctx, o, hold, answer, refused(answer))
 	}
+}
+
+// release gives the shipment back after a call that has shipped nothing.
+func (s *Shipper) release(ctx context.Context, o *order, hold schema.Hold, answer schema.Answer) error {
+	if err := s.cfg.Ledger.Release(ctx, &o.Shipment, hold, answer.Reason, o.paid); err != nil {
+		return err
+	}
+	o.paid = schema.Charge{}
+	return nil
 }
 
 // shippedByOther draws the conclusion from an answer that the order is shipped
@@ -425,9 +439,10 @@ func (s *Shipper) settle(ctx context.Context, o *order, hold schema.Hold, answer
 	if err != nil {
 		return err
 	}
-	if err := s.cfg.Ledger.Settle(ctx, &o.Shipment, o.EventID, hold, outcome, o.GroupMark()); err != nil {
+	if err := s.cfg.Ledger.Settle(ctx, &o.Shipment, o.EventID, hold, schema.Settlement{Outcome: outcome, Group: o.GroupMark(), Paid: o.paid}); err != nil {
 		return err
 	}
+	o.paid = schema.Charge{}
 	if hold.Doubt && answer.Reached {
 		told := toldShipped
 		switch {

@@ -37,6 +37,8 @@ type memoryLedger struct {
 	// parcel is another order with the same waybill number, and parcelOf the
 	// mark of its group; group is that of the success.
 	parcel, parcelOf, group string
+	// paid is what each release and outcome said that the order has cost.
+	paid []schema.Charge
 	// unread is a success that stands in the ledger and was not read yet;
 	// refreshed counts the calls of Refresh.
 	unread    *schema.Outcome
@@ -143,17 +145,18 @@ func (l *memoryLedger) Claim(_ context.Context, _ *schema.Shipment, _, prev stri
 	}, true, nil
 }
 
-func (l *memoryLedger) Release(_ context.Context, _ *schema.Shipment, h schema.Hold, why string) error {
+func (l *memoryLedger) Release(_ context.Context, _ *schema.Shipment, h schema.Hold, why string, paid schema.Charge) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.standing.Holder == h.Attempt {
 		l.standing.State, l.standing.Holder = schema.StateOpen, ""
 	}
+	l.paid = append(l.paid, paid)
 	l.note("release: %s", why)
 	return nil
 }
 
-func (l *memoryLedger) Settle(ctx context.Context, _ *schema.Shipment, event string, h schema.Hold, o schema.Outcome, group string) error {
+func (l *memoryLedger) Settle(ctx context.Context, _ *schema.Shipment, event string, h schema.Hold, o schema.Settlement) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -162,12 +165,13 @@ func (l *memoryLedger) Settle(ctx context.Context, _ *schema.Shipment, event str
 	if l.settleErr != nil {
 		return l.settleErr
 	}
+	l.paid = append(l.paid, o.Paid)
 	switch {
 	case l.shipped != nil:
 	case o.Verdict == schema.Shipped:
-		l.shipped, l.group = &o, group
+		l.shipped, l.group = &o.Outcome, o.Group
 	case l.standing.Holder == h.Attempt:
-		l.answered[event] = o
+		l.answered[event] = o.Outcome
 		l.standing.State, l.standing.Holder, l.standing.Round = schema.StateOpen, "", l.standing.Round+1
 		l.standing.Attempts++
 		l.standing.Doubt = o.MaybeShipped
@@ -512,6 +516,40 @@ func TestShipperGivesAnUnansweredCallItsTime(t *testing.T) {
 				}
 				if got := b.upstream.holds[1].StartBy.Sub(b.upstream.at[1]); got != 5*time.Second {
 					t.Errorf("second call may start for %v, want a fresh 5s", got)
+				}
+			})
+		})
+	}
+}
+
+// TestShipperTellsWhatWasPaid: what the calls of an order have cost stands in the
+// ledger, each point once, whichever record is the next one.
+func TestShipperTellsWhatWasPaid(t *testing.T) {
+	costs := func(a schema.Answer, points int64) schema.Answer {
+		a.Charge = schema.Charge{Account: "north", Points: points}
+		return a
+	}
+	north := func(points int64) schema.Charge { return schema.Charge{Account: "north", Points: points} }
+	for name, tt := range map[string]struct {
+		answers []schema.Answer
+		want    []schema.Charge
+	}{
+		"a success":                  {[]schema.Answer{costs(yes, 1)}, []schema.Charge{north(1)}},
+		"a refusal":                  {[]schema.Answer{costs(no, 3)}, []schema.Charge{north(3)}},
+		"a refusal that was free":    {[]schema.Answer{costs(no, 0)}, []schema.Charge{{}}},
+		"turned away, for money":     {[]schema.Answer{costs(later, 2), costs(yes, 1)}, []schema.Charge{north(2), north(1)}},
+		"turned away, free":          {[]schema.Answer{costs(later, 0), costs(yes, 1)}, []schema.Charge{{}, north(1)}},
+		"an unknown outcome is paid": {[]schema.Answer{costs(busy, 1), costs(already, 1)}, []schema.Charge{north(2)}},
+		"silence has told no price":  {[]schema.Answer{costs(silence, 0), costs(yes, 1)}, []schema.Charge{north(1)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(nil, tt.answers...)
+				if err := b.handle(t, t.Context(), "E1"); err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(tt.want, b.ledger.paid); diff != "" {
+					t.Errorf("paid (-want +got):\n%s", diff)
 				}
 			})
 		})

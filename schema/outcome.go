@@ -26,6 +26,21 @@ type Outcome struct {
 	Event        json.RawMessage `json:"event"` // the value of the result event, verbatim
 }
 
+// Settlement is an outcome with what the ledger keeps beside it.
+type Settlement struct {
+	Outcome
+
+	// Group is the mark of the event's order group; see [Packed.GroupMark].
+	Group string
+	Paid  Charge
+}
+
+// Charge is what calls have cost, as far as the API said so.
+type Charge struct {
+	Account string
+	Points  int64 // 0.01 CNY each
+}
+
 // Effect says what an attempt did at the API, as far as its answer tells.
 type Effect int
 
@@ -99,6 +114,8 @@ type Answer struct {
 
 	// Exchange is what the API answered, nil if nothing readable.
 	Exchange *Exchange
+	// Charge is what the call has cost.
+	Charge Charge
 }
 
 // Exchange is the answer of the API as a result event shows it.

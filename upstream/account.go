@@ -76,7 +76,7 @@ type account struct {
 	spending map[string]*Spending
 	total    Spending
 	balance  *forecast // nil if it is not known
-	today    daySpending
+	today    daySpent
 	left     timeline // the requests that have left
 
 	notes []func() // log lines to be written once mu is free
@@ -92,8 +92,8 @@ func newAccount(cfg *Config, c *Account, m *metrics) (*account, error) {
 	}
 	if b := a.balance; b != nil {
 		m.balance.WithLabelValues(a.name).Set(float64(b.left))
-		if old := time.Since(b.At); old > day {
-			a.logger.Warn("balance is older than this process, which does not know what was spent in between", "balance", b.Points, "at", b.At)
+		if time.Since(b.At) > cfg.Remembered {
+			a.logger.Warn("balance is older than the ledger's horizon: what was spent before is not known", "balance", b.Points, "at", b.At, "horizon", cfg.Remembered)
 		}
 	}
 	if a.file != "" {
@@ -192,12 +192,11 @@ func (a *account) status() AccountStatus {
 	for _, s := range a.shops {
 		waiting += len(s.waiting)
 	}
-	today := a.today.on(now)
 	st := AccountStatus{
 		Name: a.name, State: StateSending, Breaker: breakerName(state), Rate: pace.perSecond, Limit: pace.limit, PerSecond: a.left.perSecond(now),
 		InFlight: a.inFlight, Waiting: waiting, Calls: a.total.Calls, Charged: a.total.Charged, Spent: a.total.Points,
 		Balance: a.balance.status(now),
-		Today:   Spent{Calls: today.Calls, Charged: today.Charged, Points: today.Points}, Recent: a.left.slots(now),
+		Today:   *a.today.on(now), Recent: a.left.slots(now),
 	}
 	switch {
 	case a.halt != nil:

@@ -1070,10 +1070,13 @@ func TestSpending(t *testing.T) {
 	inBubble(t, nil, func(b bubble) {
 		t, u, a := b.t, b.u, b.api
 		a.script(success, `{"code":0,"data":[{"success":false,"withholding_money":3}]}`, waybillUsed, "hang")
-		send(t, u, shopOrder("S1", 1))
-		send(t, u, shopOrder("S2", 2)) // case 3: refused and charged
-		send(t, u, shopOrder("S1", 3))
-		send(t, u, shopOrder("S1", 4))
+		var charged []schema.Charge
+		for i, shop := range []string{"S1", "S2", "S1", "S1"} { // the second is case 3: refused and charged
+			charged = append(charged, send(t, u, shopOrder(shop, i+1)).Charge)
+		}
+		if d := cmp.Diff([]schema.Charge{{Account: "default", Points: 1}, {Account: "default", Points: 3}, {Account: "default"}, {Account: "default"}}, charged); d != "" {
+			t.Errorf("charged (-want +got):\n%s", d)
+		}
 		want := []Spending{
 			{Account: "default", ShopID: "S1", Calls: 3, Charged: 1, Points: 1},
 			{Account: "default", ShopID: "S2", Calls: 1, Charged: 1, Points: 3},

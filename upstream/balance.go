@@ -11,7 +11,7 @@ type Balance struct {
 
 // BalanceStatus is what is left of a configured balance.
 type BalanceStatus struct {
-	// Points is what is left, by what this process has seen charged.
+	// Points is what is left, by what the ledger says was charged since.
 	Points int64 `json:"points"`
 	// At is when the configured balance was read.
 	At time.Time `json:"at"`
@@ -33,9 +33,9 @@ const (
 type forecast struct {
 	Balance
 	left  int64
-	began time.Time
-	// hours are the points of the last day, one place for each hour since
-	// began; hour is the latest.
+	first time.Time // of the charges since At, zero before there is one
+	// hours are the points of the last day, one place for each hour since At;
+	// hour is the latest.
 	hours  [paceHours]int64
 	hour   int
 	warned time.Time
@@ -45,13 +45,22 @@ func newForecast(b *Balance) *forecast {
 	if b == nil {
 		return nil
 	}
-	return &forecast{Balance: *b, left: b.Points, began: time.Now()}
+	return &forecast{Balance: *b, left: b.Points}
 }
 
-// spend counts points and reports whether it is time to warn that few are left.
-func (f *forecast) spend(points int64, now time.Time) (warn bool) {
+// charge counts points that were charged at a time, and reports whether it is time
+// to warn that few are left. The charges need not come in their order.
+func (f *forecast) charge(points int64, at, now time.Time) (warn bool) {
+	if at.Before(f.At) {
+		return false
+	}
 	f.advance(now)
-	f.hours[f.hour%paceHours] += points
+	if hour := min(f.hourOf(at), f.hour); hour > f.hour-paceHours { // another's clock may be ahead
+		f.hours[hour%paceHours] += points
+	}
+	if f.first.IsZero() || at.Before(f.first) {
+		f.first = at
+	}
 	f.left = max(0, f.left-points)
 	last, pace := f.lasts(now)
 	if !pace || last >= lowBalance || now.Sub(f.warned) < warnEvery {
@@ -61,9 +70,12 @@ func (f *forecast) spend(points int64, now time.Time) (warn bool) {
 	return true
 }
 
+// hourOf is the hour of a time since At.
+func (f *forecast) hourOf(t time.Time) int { return max(0, int(t.Sub(f.At)/time.Hour)) }
+
 // advance goes on to the present hour and forgets those of a day ago.
 func (f *forecast) advance(now time.Time) {
-	hour := int(now.Sub(f.began) / time.Hour)
+	hour := f.hourOf(now)
 	if hour-f.hour >= paceHours {
 		clear(f.hours[:])
 		f.hour = hour
@@ -85,8 +97,8 @@ func (f *forecast) lasts(now time.Time) (last time.Duration, pace bool) {
 	if points == 0 {
 		return 0, false
 	}
-	// What the first minutes of a process spend says little of a day.
-	over := min(max(now.Sub(f.began), time.Hour), day)
+	// What the first minutes spend says little of a day.
+	over := min(max(now.Sub(f.first), time.Hour), day)
 	days := float64(f.left) / float64(points) * over.Hours() / day.Hours()
 	const most = 36500 // as long as a duration can say, and longer than matters
 	return time.Duration(min(days, most) * float64(day)), true

@@ -4,12 +4,15 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"packship/schema"
 )
 
 func TestForecast(t *testing.T) {
@@ -34,7 +37,7 @@ func TestForecast(t *testing.T) {
 		"nothing spent":            {1000, nil, time.Hour, 1000, 0},
 		"a minute counts as hour":  {1010, []spent{{time.Minute, 10}}, 2 * time.Minute, 1000, 1000.0 / 240},
 		"half a day":               {1240, evenly(12, 20), 12 * time.Hour, 1000, 1000.0 / 480},
-		"a day has night and noon": {2000, []spent{{2 * time.Hour, 500}, {20 * time.Hour, 500}}, 24 * time.Hour, 1000, 1},
+		"a day has night and noon": {2000, []spent{{2 * time.Hour, 500}, {20 * time.Hour, 500}}, 26*time.Hour - time.Second, 1000, 1},
 		"yesterday is forgotten":   {2000, []spent{{2 * time.Hour, 500}, {40 * time.Hour, 500}}, 41 * time.Hour, 1000, 2},
 		"long ago":                 {2000, []spent{{2 * time.Hour, 500}}, 240 * time.Hour, 1500, 0},
 		"for a century":            {1 << 40, []spent{{0, 1}}, 20 * time.Hour, 1<<40 - 1, 36500},
@@ -42,9 +45,8 @@ func TestForecast(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newForecast(&Balance{Points: tt.points, At: begin})
-			f.began = begin
 			for _, s := range tt.spent {
-				f.spend(s.points, begin.Add(s.after))
+				f.charge(s.points, begin.Add(s.after), begin.Add(min(s.after, tt.at)))
 			}
 			st := f.status(begin.Add(tt.at))
 			days := 0.0
@@ -54,7 +56,29 @@ func TestForecast(t *testing.T) {
 			if st.Points != tt.left || days < tt.days*0.999 || days > tt.days*1.001 {
 				t.Errorf("%d points for %g days, want %d for %g", st.Points, days, tt.left, tt.days)
 			}
+
+			// A restarted process is told of everything late, and partitions
+			// of the ledger are read side by side.
+			late := newForecast(&Balance{Points: tt.points, At: begin})
+			for _, s := range slices.Backward(tt.spent) {
+				late.charge(s.points, begin.Add(s.after), begin.Add(tt.at))
+			}
+			if diff := cmp.Diff(st, late.status(begin.Add(tt.at))); diff != "" {
+				t.Errorf("after a restart (-without +with):\n%s", diff)
+			}
 		})
+	}
+}
+
+// What a process with a clock that is ahead was charged belongs to the present
+// hour, and is still known in the next one.
+func TestForecastOfAnothersClock(t *testing.T) {
+	begin := time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC)
+	f := newForecast(&Balance{Points: 1010, At: begin})
+	f.charge(10, begin.Add(61*time.Minute), begin.Add(59*time.Minute))
+	st := f.status(begin.Add(100 * time.Minute))
+	if st.Points != 1000 || st.DaysLeft == nil {
+		t.Errorf("got %+v, want 1000 points and how long they last", st)
 	}
 }
 
@@ -68,9 +92,14 @@ func TestBalance(t *testing.T) {
 		c.Registerer = reg
 		c.Logger = slog.New(slog.NewTextHandler(&logs, nil))
 		c.Accounts = append(c.Accounts, Account{Name: "other", Token: "other", RatePerSecond: 1, Shops: []string{"S9"}})
-		c.Accounts[0].Balance = &Balance{Points: 100, At: begin.Add(-2 * day)}
+		c.Accounts[0].Balance = &Balance{Points: 101, At: begin.Add(-30 * time.Minute)}
+		c.Remembered = 10 * time.Minute
 	}, func(b bubble) {
 		t, u, a := b.t, b.u, b.api
+		spend := func(id int) { // what a call costs comes back from the ledger
+			t.Helper()
+			u.Charged(send(t, u, order(id)).Charge, time.Now())
+		}
 		const series0 = `packship_balance_points{account="default"}`
 		said := func(what string, want int) {
 			t.Helper()
@@ -78,25 +107,33 @@ func TestBalance(t *testing.T) {
 				t.Errorf("%q was said %d times, want %d:\n%s", what, n, want, logs.String())
 			}
 		}
-		said("balance is older than this process", 1)
-		if got, all := series(t, reg)[series0], u.Accounts(); got != 100 || all[0].Balance.Points != 100 || all[0].Balance.DaysLeft != nil || all[1].Balance != nil {
+		said("balance is older than the ledger's horizon", 1)
+		if got, all := series(t, reg)[series0], u.Accounts(); got != 101 || all[0].Balance.Points != 101 || all[0].Balance.DaysLeft != nil || all[1].Balance != nil {
 			t.Errorf("at the start: %g, %+v, %+v", got, all[0].Balance, all[1].Balance)
 		}
-		// Four points in the first hour are 96 a day.
-		for i := range 4 {
-			said("balance is running out", 0)
-			send(t, u, order(i+1))
+		// What was spent before the start counts if it was after the balance was
+		// read.
+		u.Charged(schema.Charge{Account: "default", Points: 1000}, begin.Add(-40*time.Minute))
+		u.Charged(schema.Charge{Account: "default", Points: 1}, begin.Add(-20*time.Minute))
+		u.Charged(schema.Charge{Account: "other", Points: 1000}, begin)
+		u.Charged(schema.Charge{Account: "gone", Points: 1000}, begin)
+		if got, st := series(t, reg)[series0], u.Accounts()[0]; got != 100 || st.Balance.Points != 100 || st.Today != (Spent{}) {
+			t.Errorf("after the ledger is read: %g, %+v, today %+v", got, st.Balance, st.Today)
 		}
-		said("balance is running out", 0) // 96 are left, for just one day
-		send(t, u, order(5))
+		// Four points in the first hour are 96 a day.
+		for i := range 3 {
+			spend(i + 1)
+			said("balance is running out", 0)
+		}
+		spend(4) // 96 are left, for less than a day
 		said("balance is running out", 1)
-		send(t, u, order(6))
+		spend(5)
 		said("balance is running out", 1)
 		time.Sleep(30 * time.Hour)
-		send(t, u, order(7)) // the pace of today is one point
+		spend(6) // the pace of today is one point
 		said("balance is running out", 1)
 		st := u.Accounts()[0]
-		if st.Balance.Points != 93 || *st.Balance.DaysLeft != 93 || st.Spent != 7 || series(t, reg)[series0] != 93 {
+		if st.Balance.Points != 94 || *st.Balance.DaysLeft != 94 || st.Spent != 6 || st.Today != (Spent{Charged: 1, Points: 1}) || series(t, reg)[series0] != 94 {
 			t.Errorf("got %+v for %+v", st.Balance, st)
 		}
 
@@ -108,12 +145,12 @@ func TestBalance(t *testing.T) {
 		}
 		a.script(success)
 		u.Resume("default")
-		send(t, u, order(8))
+		spend(8)
 		said("balance is not known since the top-up", 1)
 		if _, there := series(t, reg)[series0]; there || u.Accounts()[0].Balance != nil {
 			t.Error("after the top-up there is still a balance")
 		}
-		send(t, u, order(9))
+		spend(9)
 	})
 }
 

@@ -56,6 +56,8 @@ type Config struct {
 	// HaltProbe is how long a halted account or a parked shop rests before it
 	// is tried with one order; 0 stands for ten minutes.
 	HaltProbe time.Duration
+	// Remembered is how far back [Upstream.Charged] is told of charges.
+	Remembered time.Duration
 	// DialContext makes the connections to the API; nil stands for a
 	// net.Dialer.
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)

@@ -26,7 +26,7 @@ func (a *account) conclude(t *Turn, x exchange, l *launch, doubt bool) schema.An
 		a.unreached = false
 		a.note(a.logger.Info, "api reached again")
 	}
-	a.spend(t.packed.ShopID, f.Exchange)
+	f.Charge = a.spend(t.packed.ShopID, f.Exchange)
 	a.prepare = (7*a.prepare + arrived.Sub(t.granted)) / 8
 	if x.status != 0 {
 		a.silentSince = time.Now()

@@ -8,29 +8,52 @@ import (
 	"packship/schema"
 )
 
-// spend books a call. Callers hold mu.
-func (a *account) spend(id string, x *schema.Exchange) {
+// spend books a call of this process and returns what it has cost. Callers hold
+// mu.
+func (a *account) spend(id string, x *schema.Exchange) schema.Charge {
 	s := a.spending[id]
 	if s == nil {
 		s = &Spending{Account: a.name, ShopID: id}
 		a.spending[id] = s
 	}
-	now := time.Now()
-	points := int64(0)
+	paid := schema.Charge{Account: a.name}
 	if x != nil {
-		points = x.Withheld
+		paid.Points = max(0, x.Withheld)
 	}
-	for _, book := range []*Spending{s, &a.total, a.today.on(now)} {
+	for _, book := range []*Spending{s, &a.total} {
 		book.Calls++
-		if points > 0 {
+		if paid.Points > 0 {
 			book.Charged++
-			book.Points += points
+			book.Points += paid.Points
 		}
+	}
+	return paid
+}
+
+// Charged books what an attempt has cost that stands in the ledger, at the time
+// of its record. It is told of each, whichever process made it, also of those
+// before this one started: that is where the day's spending and the balance come
+// from.
+func (u *Upstream) Charged(paid schema.Charge, at time.Time) {
+	for _, a := range u.accounts {
+		if a.name == paid.Account {
+			a.charged(paid.Points, at)
+		}
+	}
+}
+
+func (a *account) charged(points int64, at time.Time) {
+	a.mu.Lock()
+	defer a.unlock()
+	now := time.Now()
+	if today := a.today.on(now); dayOf(at) == a.today.day {
+		today.Charged++
+		today.Points += points
 	}
 	if a.balance == nil {
 		return
 	}
-	if a.balance.spend(points, now) {
+	if a.balance.charge(points, at, now) {
 		last, _ := a.balance.lasts(now)
 		a.note(a.logger.Warn, "balance is running out", "points", a.balance.left, "lasts", last.Round(time.Minute))
 	}
@@ -58,19 +81,25 @@ func (a *account) toppedUp() {
 	a.note(a.logger.Warn, "balance is not known since the top-up; set it in the accounts file and restart")
 }
 
-// daySpending is what was spent since the last midnight, by the process's own
-// time zone.
-type daySpending struct {
-	Spending
-	day int // the year and its day
+// daySpent is what was spent since the last midnight, by the process's own time
+// zone.
+type daySpent struct {
+	Spent
+	day int // by dayOf
 }
 
 // on returns the book of a day, which is new on another one.
-func (d *daySpending) on(now time.Time) *Spending {
-	if day := 1000*now.Year() + now.YearDay(); d.day != day {
-		*d = daySpending{day: day}
+func (d *daySpent) on(now time.Time) *Spent {
+	if day := dayOf(now); d.day != day {
+		*d = daySpent{day: day}
 	}
-	return &d.Spending
+	return &d.Spent
+}
+
+// dayOf is the year of a time and its day, by the process's own time zone.
+func dayOf(t time.Time) int {
+	t = t.Local()
+	return 1000*t.Year() + t.YearDay()
 }
 
 func (a *account) spendings(all []Spending) []Spending {

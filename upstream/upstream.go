@@ -406,8 +406,8 @@ type AccountStatus struct {
 	// Balance is what is left of the configured balance, nil if none is
 	// configured, or nobody knows since a top-up.
 	Balance *BalanceStatus `json:"balance,omitempty"`
-	// Today is the same since midnight, or since the process started if that
-	// was later.
+	// Today is what the calls of all processes have cost since midnight, as far
+	// as the ledger is read.
 	Today Spent `json:"today"`
 	// Recent has the calls that left in the last ten minutes, by slots of five
 	// seconds, oldest first.
@@ -417,10 +417,9 @@ type AccountStatus struct {
 // Held reports whether something keeps the account from sending.
 func (s *AccountStatus) Held() bool { return s.State == StatePaused || s.State == StateHalted }
 
-// Spent is what was called and charged in a time.
+// Spent is what was charged in a time.
 type Spent struct {
-	Calls   int64 `json:"calls"`
-	Charged int64 `json:"charged"`
+	Charged int64 `json:"charged"` // calls that cost something
 	Points  int64 `json:"points"`
 }
 

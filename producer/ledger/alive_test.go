@@ -11,7 +11,7 @@ import (
 // then rest, as it may for as long as Kafka is away.
 func TestAliveNoticesATailThatStandsStill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &Ledger{partitions: []*partition{newPartition(0, time.Second), newPartition(1, time.Second)}}
+		l := &Ledger{partitions: []*partition{newPartition(0, time.Second, nil), newPartition(1, time.Second, nil)}}
 		if ok, why := l.Alive(); !ok {
 			t.Errorf("not alive before it runs: %s", why)
 		}

@@ -352,7 +352,7 @@ func TestClocksThatRunAhead(t *testing.T) {
 		"time really passed": {ahead, ahead, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := newPartition(0, testLease)
+			p := newPartition(0, testLease, nil)
 			old := entry{key: shipment(1).Key(), time: now, record: record{Kind: kindOutcome, Attempt: "w/1", Round: 1, verdict: schema.Shipped}}
 			last := entry{key: shipment(2).Key(), time: tt.record, record: record{Kind: kindIntent, Attempt: "w/2", Round: 1}}
 			p.apply([]entry{old, last}, 2)

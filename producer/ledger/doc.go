@@ -18,7 +18,7 @@
 //   - What a round of attempts has answered is answered for good.
 //
 // The reading order: record.go has the records, fold.go what they mean, partition.go
-// one partition as it is read, tail.go the reading, damage.go what is done when
+// one partition as it is read, charges.go what attempts have cost, tail.go the reading, damage.go what is done when
 // records are lost, stored.go how outcomes are read again, related.go and
 // parcels.go what one shipment means for others, and ledger.go the
 // methods that the rest of packship calls.

@@ -30,7 +30,7 @@ func TestHistory(t *testing.T) {
 			if err := other.CatchUp(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if err := a.Release(t.Context(), one, h, "throttled"); err != nil {
+			if err := a.Release(t.Context(), one, h, "throttled", schema.Charge{}); err != nil {
 				t.Fatal(err)
 			}
 			h = claim(t, a, one, "e1", "")

@@ -45,6 +45,10 @@ type Config struct {
 	// Principal is the client as Kafka's rights name it, for messages about
 	// them; may be empty.
 	Principal string
+	// Charged is told what each attempt in the log has cost, whichever replica
+	// made it, and at what time its record was written, from the oldest record
+	// on; nil is allowed. It must not block.
+	Charged func(paid schema.Charge, at time.Time)
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
@@ -107,8 +111,7 @@ type Ledger struct {
 type orphan struct {
 	p        *partition
 	shipment string // canonical
-	attempt  string
-	why      string
+	release  record
 }
 
 // New returns a Ledger. It does not connect to anything; [Ledger.Run] does.
@@ -130,7 +133,7 @@ func New(cfg Config) (*Ledger, error) {
 	// Clocks may run at rates that differ by a percent.
 	lease := (cfg.StartBy + cfg.CallTimeout + cfg.Settle) * 101 / 100
 	for n := range cfg.Partitions {
-		l.partitions = append(l.partitions, newPartition(n, lease))
+		l.partitions = append(l.partitions, newPartition(n, lease, cfg.Charged))
 		l.stored = append(l.stored, newReadAhead())
 	}
 	l.behind.Store(int32(cfg.Partitions)) //nolint:gosec // a partition count
@@ -385,7 +388,7 @@ func (l *Ledger) Claim(ctx context.Context, s *schema.Shipment, event, prev stri
 	p.claim(r.Attempt)
 	h := schema.Hold{Attempt: r.Attempt, StartBy: time.Now().Add(l.cfg.StartBy)}
 	if err := l.write(ctx, p, s, &r); err != nil {
-		l.abandon(orphan{p, s.Canonical(), r.Attempt, "the claim was given up"}, errors.Is(err, producer.ErrMaybeAppended))
+		l.abandon(orphan{p, s.Canonical(), record{Kind: kindRelease, Attempt: r.Attempt, Why: "the claim was given up"}}, errors.Is(err, producer.ErrMaybeAppended))
 		return schema.Hold{}, false, fmt.Errorf("ledger: claim %s: %w", s.TID, err)
 	}
 	defer p.claimed(r.Attempt)
@@ -403,12 +406,14 @@ func (l *Ledger) Claim(ctx context.Context, s *schema.Shipment, event, prev stri
 }
 
 // Release says that the hold's attempt has certainly reached nothing, so that
-// the shipment is open again. If ctx ends first this goes on in the background.
-func (l *Ledger) Release(ctx context.Context, s *schema.Shipment, h schema.Hold, why string) error {
+// the shipment is open again. It keeps what the attempt has cost all the same. If
+// ctx ends first this goes on in the background.
+func (l *Ledger) Release(ctx context.Context, s *schema.Shipment, h schema.Hold, why string, paid schema.Charge) error {
 	p := l.partition(s)
 	p.disown(h.Attempt)
-	if err := l.write(ctx, p, s, &record{Kind: kindRelease, Attempt: h.Attempt, Why: why}); err != nil {
-		l.abandon(orphan{p, s.Canonical(), h.Attempt, why}, true)
+	r := record{Kind: kindRelease, Attempt: h.Attempt, Why: why, Account: paid.Account, Points: paid.Points}
+	if err := l.write(ctx, p, s, &r); err != nil {
+		l.abandon(orphan{p, s.Canonical(), r}, true)
 		return fmt.Errorf("ledger: release %s: %w", s.TID, err)
 	}
 	return nil
@@ -416,25 +421,25 @@ func (l *Ledger) Release(ctx context.Context, s *schema.Shipment, h schema.Hold,
 
 // Settle appends the outcome of a hold and waits until it has read it. The
 // outcome that counts is the one that [Ledger.Stored] returns afterwards; it may
-// be another's. Of a success it is kept for which group it was, by the event's
-// [schema.Packed.GroupMark].
+// be another's.
 //
 // A failure may be settled while its call may still take effect: the next round
 // of the shipment does not begin before that has become impossible.
-func (l *Ledger) Settle(ctx context.Context, s *schema.Shipment, event string, h schema.Hold, o schema.Outcome, mark string) error {
+func (l *Ledger) Settle(ctx context.Context, s *schema.Shipment, event string, h schema.Hold, o schema.Settlement) error {
 	if want := schema.ResultID(s, h.Round, o.Verdict, o.At); o.ResultID != want {
 		return fmt.Errorf("ledger: settle %s: result id %s is not that of round %d, %s", s.TID, o.ResultID, h.Round, want)
 	}
 	if o.Verdict == schema.Failed && h.Doubt && !o.MaybeShipped {
 		return fmt.Errorf("ledger: settle %s: a failure after an attempt with an unknown outcome must say maybe_shipped", s.TID)
 	}
-	r, err := outcomeRecord(h.Attempt, eventID(event), h.Round, &o)
+	r, err := outcomeRecord(h.Attempt, eventID(event), h.Round, &o.Outcome)
 	if err != nil {
 		return err
 	}
-	r.Unanswered = o.Verdict == schema.Failed && o.MaybeShipped && !answered(&o)
+	r.Account, r.Points = o.Paid.Account, o.Paid.Points
+	r.Unanswered = o.Verdict == schema.Failed && o.MaybeShipped && !answered(&o.Outcome)
 	if o.Verdict == schema.Shipped {
-		r.Group = mark
+		r.Group = o.Group
 	}
 	if err := l.write(ctx, l.partition(s), s, r); err != nil {
 		return fmt.Errorf("ledger: settle %s: %w", s.TID, err)
@@ -520,7 +525,7 @@ func (l *Ledger) write(ctx context.Context, p *partition, s *schema.Shipment, re
 // abandon gives an attempt up that no call is made under. If it may be in the
 // log it is released in the background.
 func (l *Ledger) abandon(o orphan, maybeAppended bool) {
-	o.p.disown(o.attempt)
+	o.p.disown(o.release.Attempt)
 	if !maybeAppended {
 		return
 	}
@@ -541,13 +546,12 @@ func (l *Ledger) releaseOrphans(ctx context.Context) {
 			wg.Go(func() {
 				ctx, cancel := context.WithTimeout(ctx, limit)
 				defer cancel()
-				r := record{Kind: kindRelease, Attempt: o.attempt, Why: o.why}
-				value, err := r.encode()
+				value, err := o.release.encode()
 				if err == nil {
 					_, err = l.appender.Append(ctx, o.p.n, producer.Entry{Key: []byte(o.shipment), Value: value})
 				}
 				if err != nil {
-					l.log.Debug("attempt not released", "attempt", o.attempt, "err", err)
+					l.log.Debug("attempt not released", "attempt", o.release.Attempt, "err", err)
 				}
 			})
 		case <-ctx.Done():

@@ -194,7 +194,7 @@ func settle(tb testing.TB, r *replica, s *schema.Shipment, event string, h schem
 func settleFor(tb testing.TB, r *replica, s *schema.Shipment, event string, h schema.Hold, failure *schema.Failure, group string) schema.Outcome {
 	tb.Helper()
 	o := outcomeOf(tb, s, h.Round, failure)
-	if err := r.Settle(tb.Context(), s, event, h, o, group); err != nil {
+	if err := r.Settle(tb.Context(), s, event, h, schema.Settlement{Outcome: o, Group: group}); err != nil {
 		tb.Fatal(err)
 	}
 	return o
@@ -240,7 +240,7 @@ func TestLife(t *testing.T) {
 			if _, held, err := r.Claim(t.Context(), s, "e1", ""); held || err != nil {
 				t.Errorf("a second claim: got %v, %v", held, err)
 			}
-			if err := r.Release(t.Context(), s, h, "throttled"); err != nil {
+			if err := r.Release(t.Context(), s, h, "throttled", schema.Charge{}); err != nil {
 				t.Fatal(err)
 			}
 			wantStanding(t, r, s, "e1", schema.Standing{Round: 1})
@@ -265,10 +265,10 @@ func TestLife(t *testing.T) {
 			if h.Round != 2 || h.Prior != 2 || !h.Doubt {
 				t.Errorf("second round, second attempt: got %+v", h)
 			}
-			if err := r.Settle(t.Context(), s, "e2", h, outcomeOf(t, s, 2, refusal()), ""); err == nil {
+			if err := r.Settle(t.Context(), s, "e2", h, schema.Settlement{Outcome: outcomeOf(t, s, 2, refusal())}); err == nil {
 				t.Error("a failure that hides a doubt was settled")
 			}
-			if err := r.Settle(t.Context(), s, "e2", h, outcomeOf(t, s, 1, maybe()), ""); err == nil {
+			if err := r.Settle(t.Context(), s, "e2", h, schema.Settlement{Outcome: outcomeOf(t, s, 1, maybe())}); err == nil {
 				t.Error("an outcome of another round was settled")
 			}
 			second := settle(t, r, s, "e2", h, maybe())
@@ -457,12 +457,12 @@ func TestTakeover(t *testing.T) {
 		// success does.
 		a = start(t, b, "ledger", "a")
 		stale := outcomeOf(t, s, 1, refusal())
-		if err := a.Settle(t.Context(), s, "e1", h, stale, ""); err != nil {
+		if err := a.Settle(t.Context(), s, "e1", h, schema.Settlement{Outcome: stale}); err != nil {
 			t.Fatal(err)
 		}
 		wantStanding(t, a, s, "e1", schema.Standing{State: schema.StateHeld, Round: 1, Attempts: 1, Doubt: true, Holder: taken.Attempt})
 		shipped := settle(t, a, s, "e1", h, nil)
-		if err := other.Settle(t.Context(), s, "e1", taken, outcomeOf(t, s, 1, maybe()), ""); err != nil {
+		if err := other.Settle(t.Context(), s, "e1", taken, schema.Settlement{Outcome: outcomeOf(t, s, 1, maybe())}); err != nil {
 			t.Fatal(err)
 		}
 		wantStored(t, other, s, "e1", shipped)
@@ -484,7 +484,7 @@ func TestFailedWithoutAnswer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := a.Settle(t.Context(), s, "e1", h, o, ""); err != nil {
+		if err := a.Settle(t.Context(), s, "e1", h, schema.Settlement{Outcome: o}); err != nil {
 			t.Fatal(err)
 		}
 		wantStored(t, a, s, "e1", o)
@@ -524,7 +524,7 @@ func TestBye(t *testing.T) {
 		f := b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas, Count: -1})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := a.Release(ctx, released, hold, "stopped"); !errors.Is(err, context.DeadlineExceeded) {
+		if err := a.Release(ctx, released, hold, "stopped", schema.Charge{}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("release: got %v", err)
 		}
 		if err := a.kill(); err != nil {
@@ -646,7 +646,7 @@ func history(tb testing.TB, seed uint64, steps int, replicas ...*replica) {
 		case st.State == schema.StateHeld:
 			switch h := holds[n]; rnd.IntN(5) {
 			case 0:
-				if err := r.Release(tb.Context(), s, h, "throttled"); err != nil {
+				if err := r.Release(tb.Context(), s, h, "throttled", schema.Charge{}); err != nil {
 					tb.Fatal(err)
 				}
 			case 1:

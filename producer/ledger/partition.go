@@ -25,9 +25,10 @@ type partition struct {
 	looking chan struct{}
 	seen    struct{ look, end int64 }
 
-	mu   sync.Mutex
-	fold *fold
-	next int64 // the offset that is read next
+	mu      sync.Mutex
+	fold    *fold
+	charges charges
+	next    int64 // the offset that is read next
 	// watched has a channel for every shipment that somebody waits for. It is
 	// closed when a record of the shipment is read.
 	watched map[schema.Key]*watch
@@ -62,11 +63,12 @@ type watch struct {
 	waiters int
 }
 
-func newPartition(n int, lease time.Duration) *partition {
+func newPartition(n int, lease time.Duration, charged func(schema.Charge, time.Time)) *partition {
 	return &partition{
 		n:        n,
 		looking:  make(chan struct{}, 1),
 		fold:     newFold(lease),
+		charges:  charges{tell: charged},
 		watched:  make(map[schema.Key]*watch),
 		claiming: make(map[string]bool),
 		disowned: make(map[string]bool),
@@ -100,7 +102,7 @@ func (p *partition) apply(entries []entry, next int64) {
 			delete(p.disowned, e.Attempt)
 		case kindIntent, kindTakeover:
 		}
-		p.fold.apply(e)
+		p.charges.add(e, p.fold.apply(e))
 		p.wake(e.key)
 	}
 	p.move(next)
@@ -162,6 +164,7 @@ func (p *partition) reset(next int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.fold = newFold(p.fold.lease)
+	p.charges.restart()
 	p.recent = recent{}
 	p.metas = metas{}
 	p.newest = time.Time{}

@@ -68,11 +68,11 @@ func TestReader(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := a.Settle(t.Context(), shipment(3), "e1", h, o, ""); err != nil {
+			if err := a.Settle(t.Context(), shipment(3), "e1", h, schema.Settlement{Outcome: o}); err != nil {
 				t.Fatal(err)
 			}
 			claim(t, a, shipment(4), "e1", "")
-			if err := a.Release(t.Context(), shipment(5), claim(t, a, shipment(5), "e1", ""), "throttled"); err != nil {
+			if err := a.Release(t.Context(), shipment(5), claim(t, a, shipment(5), "e1", ""), "throttled", schema.Charge{}); err != nil {
 				t.Fatal(err)
 			}
 			before := records(t, b, topic)

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"packship/schema"
 )
@@ -51,6 +52,10 @@ type record struct {
 	// Group says of a success for which order group it was, by the short name
 	// of [schema.Packed.GroupMark]; "" if the event named none.
 	Group string `json:"group,omitempty"`
+	// Account says which account the attempt was charged to, and Points how
+	// much, as far as the API said so.
+	Account string `json:"account,omitempty"`
+	Points  int64  `json:"points,omitempty"`
 
 	// Incarnation is the process that a bye is of, and Open lists its attempts
 	// that may still take effect.
@@ -221,6 +226,12 @@ func scan(value []byte) (record, bool) {
 	if s.skip(`,"group":"`) {
 		r.Group = s.text()
 	}
+	if s.skip(`,"account":"`) {
+		r.Account = s.text()
+	}
+	if s.skip(`,"points":`) {
+		r.Points = int64(s.number())
+	}
 	if hasBody {
 		var ok bool
 		if r.verdict, ok = verdictOf(body); !ok {
@@ -260,15 +271,19 @@ func (s *scanner) skip(literal string) bool {
 }
 
 // text takes the rest of a string and its closing quote off. It fails on a
-// string that is not plain ASCII, or that has to be unescaped.
+// string that has to be unescaped, or is no text.
 func (s *scanner) text() string {
+	ascii := true
 	for i := range len(s.rest) {
 		switch c := s.rest[i]; {
 		case c == '"':
 			text := s.rest[:i]
 			s.rest = s.rest[i+1:]
+			s.failed = s.failed || !ascii && !utf8.ValidString(text)
 			return text
-		case c == '\\' || c < ' ' || c > '~':
+		case c >= utf8.RuneSelf:
+			ascii = false
+		case c == '\\' || c < ' ':
 			s.failed = true
 			return ""
 		}

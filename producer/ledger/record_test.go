@@ -30,17 +30,22 @@ func someRecords(tb testing.TB) []record {
 		{Kind: kindIntent, Attempt: "pod-1/1f/2", Event: `a "quoted" \ evént`, Round: 65535, Doubt: true},
 		{Kind: kindTakeover, Attempt: "pod-1/1f/3", Prev: "pod-2/2f/1", Event: "evt-1", Round: 2},
 		{Kind: kindRelease, Attempt: "pod-1/1f/3", Why: "throttled"},
+		{Kind: kindRelease, Attempt: "pod-1/1f/3", Why: "throttled", Account: "north", Points: 12},
 		{
 			Kind: kindOutcome, Attempt: "pod-1/1f/3", Event: "evt-1", Round: 1, verdict: schema.Shipped,
 			Outcome: outcome(schema.Outcome{Verdict: schema.Shipped, ResultID: "r", At: at, Event: json.RawMessage(`{"msg":"成功 <&> \u2028"}`)}),
 		},
 		{
-			Kind: kindOutcome, Attempt: "pod-1/1f/3", Event: "evt-1", Round: 1, Group: "00f1e2d3c4b5a697", verdict: schema.Shipped,
+			Kind: kindOutcome, Attempt: "pod-1/1f/3", Event: "evt-1", Round: 1, Group: "00f1e2d3c4b5a697", Account: "default", Points: 1, verdict: schema.Shipped,
 			Outcome: outcome(schema.Outcome{Verdict: schema.Shipped, ResultID: "r", At: at, Event: json.RawMessage(`{}`)}),
 		},
 		{
 			Kind: kindOutcome, Attempt: "pod-1/1f/4", Event: "evt-2", Round: 2, Doubt: true, Uncalled: true, Unanswered: true, verdict: schema.Failed,
 			Outcome: outcome(schema.Outcome{Verdict: schema.Failed, ResultID: "r", At: at, Reason: "x", Class: "y", MaybeShipped: true, Event: json.RawMessage(`{}`)}),
+		},
+		{
+			Kind: kindOutcome, Attempt: "pod-1/1f/5", Event: "evt-3", Round: 1, Account: "南方 account", Points: 1, verdict: schema.Shipped,
+			Outcome: outcome(schema.Outcome{Verdict: schema.Shipped, ResultID: "r", At: at, Event: json.RawMessage(`{}`)}),
 		},
 		{Kind: kindBye, Incarnation: "pod-1/1f", Open: []string{"pod-1/1f/3"}},
 		{Kind: kindBye, Incarnation: "pod-1/1f"},

@@ -84,7 +84,7 @@ func TestRelated(t *testing.T) {
 			wantRelated(t, r, all, shippedOne, mayBe)
 			h = claim(t, r, whole, "e4", "")
 			wantRelated(t, r, all, shippedOne, mayBe)
-			if err := r.Release(t.Context(), whole, h, "429"); err != nil {
+			if err := r.Release(t.Context(), whole, h, "429", schema.Charge{}); err != nil {
 				t.Fatal(err)
 			}
 			wantRelated(t, r, all, shippedOne, mayBe)

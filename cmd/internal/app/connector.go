@@ -161,6 +161,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		Settle:      s.UpstreamSettle,
 		Instance:    c.name,
 		Principal:   s.Principal(),
+		Charged:     c.api.Charged,
 		Logger:      c.component("ledger"),
 		Registerer:  c.registry,
 	})

@@ -146,8 +146,8 @@ func (l crashingLedger) Claim(ctx context.Context, s *schema.Shipment, eventID, 
 	return hold, held, err
 }
 
-func (l crashingLedger) Settle(ctx context.Context, s *schema.Shipment, eventID string, h schema.Hold, o schema.Outcome, group string) error {
-	err := l.Ledger.Settle(ctx, s, eventID, h, o, group)
+func (l crashingLedger) Settle(ctx context.Context, s *schema.Shipment, eventID string, h schema.Hold, o schema.Settlement) error {
+	err := l.Ledger.Settle(ctx, s, eventID, h, o)
 	if err == nil {
 		l.crash.reach(outcomeAcked)
 	}

@@ -122,8 +122,9 @@ func TestRestartAndReplay(t *testing.T) {
 	published := len(w.read(w.settings.TopicShipped)) + len(w.read(w.settings.TopicFailed))
 
 	w.rewind()
-	w.start()
+	third := w.start()
 	w.committed()
+	w.knowsSpending(third, n-1)
 	if got := w.sim.Stats().Calls; got != n {
 		t.Errorf("the replay made %d calls", got-n)
 	}
@@ -167,6 +168,7 @@ func TestSecondReplica(t *testing.T) {
 	if stats.MaxInAnySecond > 20 {
 		t.Errorf("%d calls in a second over both replicas, want at most 20", stats.MaxInAnySecond)
 	}
+	w.knowsSpending(second, n)
 }
 
 // TestSpread has two replicas share the partitions and the rate, and one of them

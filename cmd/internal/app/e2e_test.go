@@ -336,6 +336,21 @@ func (w *world) calledOnce(n int) upstreamtest.Stats {
 	return stats
 }
 
+// knowsSpending looks whether a replica knows what all replicas have spent today,
+// whoever made the calls: one point for each success, which is all that answers
+// tell. Of a test that began yesterday it need not know.
+func (w *world) knowsSpending(r *replica, successes int64) {
+	w.t.Helper()
+	got := r.c.Status().Accounts[0].Today
+	if time.Now().YearDay() != w.sim.Journal().Calls()[0].Arrived.Local().YearDay() {
+		w.t.Log("a day has ended; what it has cost is not compared")
+		return
+	}
+	if got.Points != successes || got.Charged != successes {
+		w.t.Errorf("replica %s says that %+v was spent today, want %d", r.c.name, got, successes)
+	}
+}
+
 // get asks a replica's HTTP server.
 func (r *replica) get(path string) (int, string) {
 	r.t.Helper()

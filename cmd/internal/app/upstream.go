@@ -36,6 +36,7 @@ func (s *Settings) upstreamConfig() (upstream.Config, error) {
 		RetryBackoffMax: s.RetryBackoffMax,
 		WaybillCheck:    upstream.WaybillCheck(s.WaybillCheck),
 		Carriers:        carriers,
+		Remembered:      s.LedgerHorizon,
 	}, nil
 }
 

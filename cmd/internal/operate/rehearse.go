@@ -141,10 +141,12 @@ func (r *rehearsal) Claim(_ context.Context, s *schema.Shipment, event, prev str
 }
 
 // Release is not called: no call of the rehearsal is turned away.
-func (*rehearsal) Release(context.Context, *schema.Shipment, schema.Hold, string) error { return nil }
+func (*rehearsal) Release(context.Context, *schema.Shipment, schema.Hold, string, schema.Charge) error {
+	return nil
+}
 
 // Settle notes the outcome of an attempt.
-func (r *rehearsal) Settle(_ context.Context, s *schema.Shipment, event string, h schema.Hold, o schema.Outcome, group string) error {
+func (r *rehearsal) Settle(_ context.Context, s *schema.Shipment, event string, h schema.Hold, o schema.Settlement) error {
 	if o.Verdict == schema.Shipped {
 		key := s.Key()
 		r.shipped[key] = struct{}{}
@@ -152,8 +154,8 @@ func (r *rehearsal) Settle(_ context.Context, s *schema.Shipment, event string, 
 		if s.IsPart() {
 			r.parts[s.Order()] = append(r.parts[s.Order()], *s)
 		}
-		if group != "" {
-			r.parcels[waybill{s.CompanyCode, s.OutSID}] = parcel{group, s.TID}
+		if o.Group != "" {
+			r.parcels[waybill{s.CompanyCode, s.OutSID}] = parcel{o.Group, s.TID}
 		}
 		return nil
 	}
