@@ -42,7 +42,9 @@ type account struct {
 	openUntil time.Time
 	// brokenSince is when the breaker left the closed state.
 	brokenSince time.Time
-	onTrial     bool // a call is trying the half-open breaker
+	// fault is what the breaker was last told of, in words for a person.
+	fault   string
+	onTrial bool // a call is trying the half-open breaker
 	// recess is closed when the breaker is no longer open and the pause is
 	// over; nil while nobody has asked to be told.
 	recess chan struct{}
@@ -182,6 +184,9 @@ func (a *account) hasToken(token string) bool {
 	return a.token == token
 }
 
+// adviceWithoutFile is what to do about a wrong token that is not in a file.
+const adviceWithoutFile = "The token is wrong, was replaced by a newer one, or was used from another address. It is in no file that could be read again: set a good one and restart."
+
 func (a *account) status() AccountStatus {
 	a.mu.Lock()
 	defer a.unlock()
@@ -192,19 +197,26 @@ func (a *account) status() AccountStatus {
 	for _, s := range a.shops {
 		waiting += len(s.waiting)
 	}
+	attainable := pace.perSecond
+	if a.usual > 0 {
+		attainable = min(attainable, float64(a.cfg.MaxInFlight)/a.usual.Seconds())
+	}
 	st := AccountStatus{
-		Name: a.name, State: StateSending, Breaker: breakerName(state), Rate: pace.perSecond, Limit: pace.limit, PerSecond: a.left.perSecond(now),
+		Name: a.name, State: StateSending, Breaker: breakerName(state), Rate: pace.perSecond, Limit: pace.limit, Attainable: attainable, PerSecond: a.left.perSecond(now),
 		InFlight: a.inFlight, Waiting: waiting, Calls: a.total.Calls, Charged: a.total.Charged, Spent: a.total.Points,
 		Balance: a.balance.status(now),
 		Today:   *a.today.on(now), Recent: a.left.slots(now),
 	}
 	switch {
 	case a.halt != nil:
-		st.State, st.Reason = StateHalted, a.halt.reason
+		st.State, st.Reason, st.Advice = StateHalted, a.halt.reason, a.halt.advice
+		if a.file == "" && st.Reason == answers.row(rowToken).slug {
+			st.Advice = adviceWithoutFile
+		}
 		st.Since, st.Until, st.Probing = a.halt.times()
 	case state != gobreaker.StateClosed:
 		since := a.brokenSince
-		st.State, st.Reason, st.Since = StatePaused, "breaker_"+breakerName(state), &since
+		st.State, st.Reason, st.Since, st.Fault = StatePaused, "breaker_"+breakerName(state), &since, a.fault
 		if state == gobreaker.StateOpen {
 			until := a.openUntil
 			st.Until = &until

@@ -660,7 +660,7 @@ func TestPark(t *testing.T) {
 		}
 		waiting(t, "parked shop", first)
 		want := []ParkedShop{{
-			ShopID: "S1", Account: "default", Reason: "shop_not_authorized", Since: parked, Waiting: 2, URL: "https://auth.example/secret",
+			ShopID: "S1", Account: "default", Reason: "shop_not_authorized", Advice: adviceFor("shop_not_authorized"), Since: parked, Waiting: 2, URL: "https://auth.example/secret",
 		}}
 		if d := cmp.Diff(want, u.ParkedShops(), cmpopts.EquateApproxTime(time.Second), cmpopts.IgnoreFields(ParkedShop{}, "Until")); d != "" {
 			t.Errorf("parked (-want +got):\n%s", d)
@@ -750,7 +750,7 @@ func TestParkAfterShopFaults(t *testing.T) {
 		a.script(unavailable, notFound) // no answer of the platform: not a word on the shop
 		send(t, u, order(99))
 		fail(1)
-		want := []ParkedShop{{ShopID: "S1", Account: "default", Reason: "logistics_order_not_found"}}
+		want := []ParkedShop{{ShopID: "S1", Account: "default", Reason: "logistics_order_not_found", Advice: adviceOnShop}}
 		if d := cmp.Diff(want, u.ParkedShops(), cmpopts.IgnoreFields(ParkedShop{}, "Since", "Until")); d != "" {
 			t.Fatalf("parked (-want +got):\n%s", d)
 		}

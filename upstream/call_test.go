@@ -277,13 +277,13 @@ func TestLaunchIsFinal(t *testing.T) {
 func halt(a *account) {
 	a.mu.Lock()
 	defer a.unlock()
-	a.haltFor("access_token_invalid")
+	a.haltFor("access_token_invalid", "")
 }
 
 func parkShop(a *account, id string) {
 	a.mu.Lock()
 	defer a.unlock()
-	a.park(id, "shop_not_authorized", "")
+	a.park(id, "shop_not_authorized", "", "")
 }
 
 func tripBreaker(a *account) {

@@ -10,6 +10,7 @@ import (
 // hold is an account or a shop that must not call.
 type hold struct {
 	reason string
+	advice string // what a person does about it
 	since  time.Time
 	url    string
 	timer  *time.Timer
@@ -21,8 +22,8 @@ type hold struct {
 	reopened       chan struct{}
 }
 
-func newHold(reason, url string) *hold {
-	return &hold{reason: reason, since: time.Now(), url: url, reopened: make(chan struct{})}
+func newHold(reason, advice, url string) *hold {
+	return &hold{reason: reason, advice: advice, since: time.Now(), url: url, reopened: make(chan struct{})}
 }
 
 // allow lets one order try. A nil hold needs no leave.
@@ -92,8 +93,8 @@ func (a *account) endRecess() {
 }
 
 // haltFor halts the account until a probe succeeds. Callers hold mu.
-func (a *account) haltFor(reason string) {
-	h := newHold(reason, "")
+func (a *account) haltFor(reason, advice string) {
+	h := newHold(reason, advice, "")
 	if a.halt != nil {
 		a.halt.timer.Stop()
 		h.since = a.halt.since
@@ -127,13 +128,13 @@ func (a *account) resume() {
 }
 
 // park holds a shop's orders. Callers hold mu.
-func (a *account) park(id, reason, url string) {
+func (a *account) park(id, reason, advice, url string) {
 	s := a.shops[id]
 	if s == nil {
 		s = &shop{}
 		a.shops[id] = s
 	}
-	h := newHold(reason, url)
+	h := newHold(reason, advice, url)
 	if s.hold != nil {
 		s.hold.timer.Stop()
 		h.since = s.hold.since
@@ -193,7 +194,7 @@ func (a *account) parkedShops(shops []ParkedShop) []ParkedShop {
 		}
 		_, until, probing := s.hold.times()
 		shops = append(shops, ParkedShop{
-			ShopID: id, Account: a.name, Reason: s.hold.reason, Since: s.hold.since, Until: until, Probing: probing,
+			ShopID: id, Account: a.name, Reason: s.hold.reason, Advice: s.hold.advice, Since: s.hold.since, Until: until, Probing: probing,
 			Waiting: len(s.waiting), URL: s.hold.url,
 		})
 	}

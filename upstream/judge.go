@@ -2,6 +2,8 @@ package upstream
 
 import (
 	"errors"
+	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -12,6 +14,10 @@ import (
 
 // shopFaultLimit refusals in a row park a shop.
 const shopFaultLimit = 5
+
+// adviceOnShop is what to do about a shop that is parked for them. What the
+// table advises is for one order.
+const adviceOnShop = "Five of its orders in a row were refused for that, so it is likely the shop: see whether shop_id is right and what its seller has set up, then unpark the shop."
 
 // conclude draws the conclusions from the answer to a call. Doubt is true if it
 // followed an attempt of which nobody knows the outcome.
@@ -48,6 +54,9 @@ func (a *account) conclude(t *Turn, x exchange, l *launch, doubt bool) schema.An
 	a.metrics.window.WithLabelValues(a.name).Set(a.pacer.status().window.Seconds())
 	a.judgeAccount(t, &f)
 	a.judgeShop(t, &f, left)
+	if f.health == healthBad || f.health == healthShop {
+		a.fault = faultOf(&x, &f)
+	}
 	a.over(t, a.verdict(t, f.health))
 	// An attempt made while the API is known to be down says nothing against
 	// its order.
@@ -98,7 +107,7 @@ func (a *account) judgeAccount(t *Turn, f *finding) {
 			return // it was sent with an old token, or before a repair
 		}
 		if a.halt == t.probe { // there is no halt, or it is the one that was tried
-			a.haltFor(f.halt)
+			a.haltFor(f.halt, f.Advice)
 			if f.halt == quotaReason {
 				a.broke()
 			}
@@ -112,6 +121,27 @@ func (a *account) judgeAccount(t *Turn, f *finding) {
 		a.halt.timer.Stop()
 		a.halt = nil
 		a.epoch++
+	}
+}
+
+// maxFault bounds what others said in the words for a fault, in characters.
+const maxFault = 200
+
+// faultOf says in words what the API did.
+func faultOf(x *exchange, f *finding) string {
+	switch {
+	case f.Exchange != nil && x.status == http.StatusOK:
+		return fmt.Sprintf("code %d, %s", f.Exchange.Code, cut(f.Exchange.Msg, maxFault))
+	case x.status == http.StatusOK:
+		return "HTTP status 200, and no answer that could be read"
+	case x.status != 0:
+		return fmt.Sprintf("HTTP status %d", x.status)
+	case errors.Is(x.err, errCallTimeout):
+		return "calls are not answered in time"
+	case x.err != nil:
+		return "no answer, " + cut(x.err.Error(), maxFault)
+	default:
+		return "no answer"
 	}
 }
 
@@ -135,7 +165,7 @@ func (a *account) judgeShop(t *Turn, f *finding, left time.Time) {
 		return // it was sent before the shop's repair
 	}
 	s := a.shops[id]
-	reason := f.park
+	reason, advice := f.park, f.Advice
 	switch {
 	case f.shopFault:
 		if s == nil {
@@ -143,7 +173,7 @@ func (a *account) judgeShop(t *Turn, f *finding, left time.Time) {
 			a.shops[id] = s
 		}
 		if s.faults++; s.faults >= shopFaultLimit && reason == "" {
-			reason = f.Reason
+			reason, advice = f.Reason, adviceOnShop
 		}
 	case f.health == healthGood, f.health == healthAlive && f.halt == "" && reason == "":
 		if s != nil {
@@ -153,7 +183,7 @@ func (a *account) judgeShop(t *Turn, f *finding, left time.Time) {
 	switch {
 	case reason != "":
 		if s == nil || s.hold == t.shopProbe { // it is not parked, or was tried
-			a.park(id, reason, f.url)
+			a.park(id, reason, advice, f.url)
 		}
 	case s != nil && s.hold != nil && s.hold == t.shopProbe && (f.health == healthGood || f.health == healthAlive && f.halt == ""):
 		s.hold.timer.Stop()

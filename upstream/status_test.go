@@ -2,8 +2,13 @@ package upstream
 
 import (
 	"context"
+	"errors"
+	"io"
+	"strings"
 	"testing"
 	"time"
+
+	"packship/schema"
 )
 
 // whenOf checks since when an account is held and when that ends by itself,
@@ -36,7 +41,7 @@ func TestStatusSaysWhatEndsIt(t *testing.T) {
 		}
 		time.Sleep(10 * time.Second)
 		st := status()
-		if !st.Held() || st.Probing {
+		if !st.Held() || st.Probing || st.Fault != "code 202, 系统错误,请稍后再试" {
 			t.Errorf("breaker open: %+v", st)
 		}
 		whenOf(t, st.Since, st.Until, 10*time.Second, 20*time.Second)
@@ -48,6 +53,9 @@ func TestStatusSaysWhatEndsIt(t *testing.T) {
 		whenOf(t, st.Since, st.Until, 30*time.Second+2*time.Millisecond, -1)
 		a.script(success)
 		send(t, u, order(1))
+		if st = status(); st.Fault != "" {
+			t.Errorf("breaker closed, and a fault is told: %+v", st)
+		}
 
 		a.script("status 429")
 		send(t, u, order(2))
@@ -62,7 +70,7 @@ func TestStatusSaysWhatEndsIt(t *testing.T) {
 		send(t, u, order(3))
 		time.Sleep(time.Minute)
 		st = status()
-		if !st.Held() || st.Probing {
+		if !st.Held() || st.Probing || st.Advice != adviceWithoutFile {
 			t.Errorf("halted: %+v", st)
 		}
 		whenOf(t, st.Since, st.Until, time.Minute, 3*time.Minute)
@@ -92,6 +100,66 @@ func TestStatusSaysWhatEndsIt(t *testing.T) {
 		}
 		if sent != a.calls() {
 			t.Errorf("%d calls on the time line of %d", sent, a.calls())
+		}
+	})
+}
+
+// adviceFor is what the table advises.
+func adviceFor(reason string) string {
+	for _, r := range answers.rows {
+		if r.slug == reason {
+			return r.advice
+		}
+	}
+	return "no row has the reason " + reason
+}
+
+// TestStatusAdvises checks what a halted account says of what to do: the token of
+// one that reads it from a file is put there, and that of another is not.
+func TestStatusAdvises(t *testing.T) {
+	for reason, answer := range map[string]string{"access_token_invalid": tokenBad, "call_quota_exhausted": quotaGone} {
+		inBubble(t, nil, func(b bubble) {
+			t, a := b.t, b.u.accounts[0]
+			a.file = "token"
+			b.api.script(answer)
+			send(t, b.u, order(1))
+			if st := a.status(); st.Reason != reason || st.Advice != adviceFor(reason) {
+				t.Errorf("got %s: %q, want %s: %q", st.Reason, st.Advice, reason, adviceFor(reason))
+			}
+		})
+	}
+}
+
+// TestFaultText checks the words for what the API does when it fails.
+func TestFaultText(t *testing.T) {
+	long := strings.Repeat("错", 2*maxFault)
+	for want, tt := range map[string]struct {
+		x exchange
+		f finding
+	}{
+		"HTTP status 503": {x: exchange{reply: reply{status: 503}}},
+		"HTTP status 500": {exchange{reply: reply{status: 500}}, finding{Answer: schema.Answer{Exchange: &schema.Exchange{HTTPStatus: 500, Code: 0, Msg: "成功"}}}},
+		"code 202, 系统错误":  {exchange{reply: reply{status: 200}}, finding{Answer: schema.Answer{Exchange: &schema.Exchange{HTTPStatus: 200, Code: 202, Msg: "系统错误"}}}},
+		"HTTP status 200, and no answer that could be read": {x: exchange{reply: reply{status: 200}}},
+		"calls are not answered in time":                    {x: exchange{err: errCallTimeout}},
+		"no answer, unexpected EOF":                         {x: exchange{err: io.ErrUnexpectedEOF}},
+		"no answer":                                         {},
+		"no answer, " + strings.Repeat("错", maxFault) + "…": {x: exchange{err: errors.New(long)}},
+	} {
+		if got := faultOf(&tt.x, &tt.f); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+// TestAttainable has an API that is too slow for the rate.
+func TestAttainable(t *testing.T) {
+	inBubble(t, func(c *Config) { c.Accounts[0].RatePerSecond, c.MaxInFlight = 10, 8 }, func(b bubble) {
+		for usual, want := range map[time.Duration]float64{0: 10, 100 * time.Millisecond: 10, 2 * time.Second: 4} {
+			b.u.accounts[0].usual = usual
+			if st := b.u.Accounts()[0]; st.Attainable != want || st.Rate != 10 {
+				b.t.Errorf("calls that take %s: %g a second of %g, want %g", usual, st.Attainable, st.Rate, want)
+			}
 		}
 	})
 }

@@ -257,6 +257,7 @@ func (a *account) giveUp(t *Turn, trouble error) schema.Answer {
 	if trouble != nil {
 		answer.Reason, answer.Wait, result = reasonUnreachable, a.cfg.RetryBackoff, errFault
 		answer.Advice = "The API cannot be reached: check the URL and the network."
+		a.fault = "it cannot be reached, " + cut(trouble.Error(), maxFault)
 		a.metrics.unreachable.WithLabelValues(a.name).Inc()
 		log := a.logger.Debug
 		if !a.unreached {

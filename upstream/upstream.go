@@ -382,6 +382,11 @@ type AccountStatus struct {
 	// halted, else it is "".
 	State  string `json:"state"`
 	Reason string `json:"reason"`
+	// Advice says what a person has to do about a halt, and Fault what the API
+	// did when the breaker was last told of a fault, while that does not let
+	// the account send.
+	Advice string `json:"advice,omitempty"`
+	Fault  string `json:"fault,omitempty"`
 	// Since is when a paused or halted account stopped sending.
 	Since *time.Time `json:"since,omitempty"`
 	// Until is when a pause ends, or one order is tried, without anybody doing
@@ -394,12 +399,16 @@ type AccountStatus struct {
 	// Limit, which is the setting, after the API has throttled.
 	Rate  float64 `json:"rate"`
 	Limit float64 `json:"limit"`
+	// Attainable is Rate, or what comes about if as many calls as may be in
+	// flight at once take as long as they do of late, if that is less.
+	Attainable float64 `json:"attainable"`
 	// PerSecond is how many calls have left in a second of late.
 	PerSecond float64 `json:"per_second"`
 	InFlight  int     `json:"in_flight"`
 	Waiting   int     `json:"waiting"`
-	// Calls counts the calls that were sent, Charged those that cost something,
-	// and Spent the points, since the process started.
+	// Calls counts the calls that were sent, Charged those whose answers say
+	// that they cost something, and Spent the points that these say, since the
+	// process started. What the other calls cost, the API does not say.
 	Calls   int64 `json:"calls"`
 	Charged int64 `json:"charged"`
 	Spent   int64 `json:"spent"`
@@ -428,6 +437,7 @@ type ParkedShop struct {
 	ShopID  string    `json:"shop_id"`
 	Account string    `json:"account"`
 	Reason  string    `json:"reason"`
+	Advice  string    `json:"advice"` // what a person has to do about it
 	Since   time.Time `json:"since"`
 	// Until is when one of its orders is tried without anybody doing anything.
 	// While Probing is true that is now.
