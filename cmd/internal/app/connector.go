@@ -51,6 +51,7 @@ type Connector struct {
 	mu      sync.Mutex         // guards the rest
 	waiting string             // what keeps the connector from being ready; "" once all parts exist
 	broken  error              // why the run has ended by itself
+	leaving bool               // it was told to stop
 	kafka   *Kafka             // nil until it can be used
 	ledger  *ledger.Ledger     // nil until it exists, like the next two
 	reader  *consumer.Consumer // the group session
@@ -117,7 +118,10 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		}
 		err = errors.Join(err, life.stop(limit))
 	}()
-	defer context.AfterFunc(ctx, func() { c.log.Info("stop asked for", "cause", context.Cause(ctx)) })()
+	defer context.AfterFunc(ctx, func() {
+		c.setLeaving()
+		c.log.Info("stop asked for", "cause", context.Cause(ctx))
+	})()
 	c.warn()
 	c.signals.run(run, life)
 
@@ -336,6 +340,12 @@ func (c *Connector) setBroken(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.broken = err
+}
+
+func (c *Connector) setLeaving() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.leaving = true
 }
 
 func (c *Connector) setLedger(l *ledger.Ledger, k *Kafka) {

@@ -18,6 +18,7 @@ type Health string
 // The states of a replica, the most urgent first.
 const (
 	HealthStopping  Health = "stopping"  // it ends, because of what waiting does not mend
+	HealthLeaving   Health = "leaving"   // it was told to stop, and finishes what is under way
 	HealthJoining   Health = "joining"   // it is not ready yet, or not any more
 	HealthStuck     Health = "stuck"     // orders are overdue although nothing holds them
 	HealthHalted    Health = "halted"    // an account waits for a repair
@@ -34,9 +35,11 @@ const (
 // Notice is one thing that an operator should know.
 type Notice struct {
 	Kind Health `json:"kind"`
-	// Text says what is the matter, and Ends what ends it.
+	// Text says what is the matter, Ends what ends it, and Do what a person has
+	// to do for that, "" if it is said already or there is nothing to do.
 	Text string `json:"text"`
 	Ends string `json:"ends"`
+	Do   string `json:"do,omitempty"`
 	// Account and ShopID say of what it is the matter, if of one.
 	Account string `json:"account,omitempty"`
 	ShopID  string `json:"shop_id,omitempty"`
@@ -52,6 +55,8 @@ func (st *Status) judge(broken error) {
 	switch {
 	case broken != nil:
 		note(HealthStopping, "packship stops: "+broken.Error(), "repair what it says and start it again")
+	case st.Leaving:
+		note(HealthLeaving, "told to stop: no further call is begun, those under way are finished and written down", "by itself; the replica that is started next, or stands by, goes on with the rest")
 	case !st.Ready:
 		note(HealthJoining, "not ready: "+st.Reason, joiningEnds(st.Reason))
 	}
@@ -60,16 +65,18 @@ func (st *Status) judge(broken error) {
 	}
 	for i := range st.Accounts {
 		if a := &st.Accounts[i]; a.State == upstream.StateHalted {
-			note(HealthHalted, fmt.Sprintf("account %s is halted: %s. No call is made for it; its orders wait and none fails", a.Name, say(a.Reason)), accountEnds(a, st.Now)).Account = a.Name
+			n := note(HealthHalted, fmt.Sprintf("account %s is halted: %s. No call is made for it; its orders wait and none fails", a.Name, say(a.Reason)), accountEnds(a, st.Now))
+			n.Account, n.Do = a.Name, a.Advice
 		}
 	}
 	for i := range st.Accounts {
 		if a := &st.Accounts[i]; a.State == upstream.StatePaused {
-			kind, text := HealthPaused, fmt.Sprintf("account %s is paused by its breaker: the API fails again and again. Orders wait and none fails", a.Name)
+			kind, text, do := HealthPaused, fmt.Sprintf("account %s is paused by its breaker: the API fails again and again%s. Orders wait and none fails", a.Name, faultText(a)), doOfPaused
 			if a.Breaker == "closed" {
-				kind, text = HealthThrottled, fmt.Sprintf("account %s is throttled: the API has asked for fewer calls. Orders wait and none fails", a.Name)
+				kind, text, do = HealthThrottled, fmt.Sprintf("account %s is throttled: the API has asked for fewer calls. Orders wait and none fails", a.Name), doOfThrottled
 			}
-			note(kind, text, accountEnds(a, st.Now)).Account = a.Name
+			n := note(kind, text, accountEnds(a, st.Now))
+			n.Account, n.Do = a.Name, do
 		}
 	}
 	if st.Role == consumer.RoleActive && st.Ready && st.Reason != "" {
@@ -89,6 +96,20 @@ func (st *Status) judge(broken error) {
 	if len(st.Notices) > 0 {
 		st.Health = st.Notices[0].Kind
 	}
+}
+
+// What to do about an API that does not let anybody call.
+const (
+	doOfPaused    = "nothing when the API is down; if it works for others, see whether this machine reaches it"
+	doOfThrottled = "nothing, unless it comes again and again: then somebody else uses the account, too"
+)
+
+// faultText is the last fault of an account as a part of a sentence.
+func faultText(a *upstream.AccountStatus) string {
+	if a.Fault == "" {
+		return ""
+	}
+	return ", the last time: " + strings.TrimRight(a.Fault, ".。")
 }
 
 func joiningEnds(reason string) string {
@@ -119,19 +140,46 @@ func (st *Status) noteLedger(note func(Health, string, string) *Notice) {
 	}
 }
 
+// fewParked shops have a notice each.
+const fewParked = 3
+
 // noteParked notes the parked shops, each by itself if they are few.
 func (st *Status) noteParked(note func(Health, string, string) *Notice) {
-	const few = 3
 	shops := st.ParkedShops
-	if len(shops) > few {
-		note(HealthParked, fmt.Sprintf("%d shops are parked. Their orders wait and none fails; other shops go on", len(shops)),
-			"one order of each is tried every now and then, or at once after an unpark")
+	if len(shops) > fewParked {
+		n := note(HealthParked, fmt.Sprintf("%s shops are parked: %s. Their orders wait and none fails; other shops go on", grouped(len(shops)), reasonsOf(shops)),
+			"one order of each is tried every ten minutes, or at once after an unpark")
+		n.Do = shopDo(&shops[0])
+		for i := range shops {
+			if shopDo(&shops[i]) != n.Do {
+				n.Do = "what stands with the parked shops, by reason"
+				break
+			}
+		}
 		return
 	}
 	for i := range shops {
 		p := &shops[i]
-		note(HealthParked, fmt.Sprintf("shop %s is parked: %s. Its orders wait and none fails; other shops go on", p.ShopID, say(p.Reason)), shopEnds(p, st.Now)).ShopID = p.ShopID
+		n := note(HealthParked, fmt.Sprintf("shop %s is parked: %s. Its orders wait and none fails; other shops go on", p.ShopID, say(p.Reason)), shopEnds(p, st.Now))
+		n.ShopID, n.Do = p.ShopID, shopDo(p)
 	}
+}
+
+// reasonsOf lists why shops are parked, the most frequent reason first.
+func reasonsOf(shops []upstream.ParkedShop) string {
+	counts := map[string]int64{}
+	for i := range shops {
+		counts[shops[i].Reason]++
+	}
+	rows := byCount(counts)
+	if len(rows) == 1 {
+		return say(rows[0].Reason)
+	}
+	var parts []string
+	for _, row := range rows {
+		parts = append(parts, fmt.Sprintf("%s %s", grouped(row.Count), say(row.Reason)))
+	}
+	return strings.Join(parts, ", ")
 }
 
 func (st *Status) standbyText() string {
@@ -183,6 +231,14 @@ func accountEnds(a *upstream.AccountStatus, now time.Time) string {
 	}
 }
 
+// shopDo says what to do about a parked shop, and where the link for that is.
+func shopDo(p *upstream.ParkedShop) string {
+	if p.URL == "" {
+		return p.Advice
+	}
+	return p.Advice + " The link for that stands with it in `/api/status`."
+}
+
 // shopEnds says what ends the parking of a shop.
 func shopEnds(p *upstream.ParkedShop, now time.Time) string {
 	first := ""
@@ -195,11 +251,14 @@ func shopEnds(p *upstream.ParkedShop, now time.Time) string {
 	return fmt.Sprintf("%sone order is tried in %s, or at once after an unpark", first, ago(p.Until.Sub(now)))
 }
 
-// sentence says where the oldest order stands.
-func (o *OldestOrder) sentence(now time.Time) string {
+// sentence says where the oldest order stands, in a replica that leaves or does
+// not.
+func (o *OldestOrder) sentence(now time.Time, leaving bool) string {
 	switch {
 	case o.Held:
 		return "waits because its shop is parked or its account is halted"
+	case o.Step == "" && leaving:
+		return "waits for the next replica"
 	case o.Step == "":
 		return "is about to be handled"
 	default:

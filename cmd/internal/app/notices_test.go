@@ -2,6 +2,7 @@ package app
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -51,7 +52,21 @@ func TestHealth(t *testing.T) {
 		"parked": {func(st *Status) {
 			st.ParkedShops = []upstream.ParkedShop{{ShopID: "77", Reason: "shop_not_authorized", Until: in(time.Minute), URL: "https://auth.example/secret"}}
 		}, nil, HealthParked, "shop 77 is parked: shop not authorized", "its owner authorises it, then one order is tried in 1 min, or at once after an unpark"},
-		"many parked": {func(st *Status) { st.ParkedShops = make([]upstream.ParkedShop, 10_000) }, nil, HealthParked, "10000 shops are parked", "one order of each"},
+		"many parked": {func(st *Status) {
+			st.ParkedShops = slices.Repeat([]upstream.ParkedShop{{Reason: "user_session_missing"}}, 10_000)
+			for i := range 7000 {
+				st.ParkedShops[i].Reason = "shop_not_authorized"
+			}
+		}, nil, HealthParked, "10\u202f000 shops are parked: 7\u202f000 shop not authorized, 3\u202f000 user session missing. Their", "one order of each"},
+		"many parked for one reason": {func(st *Status) {
+			st.ParkedShops = slices.Repeat([]upstream.ParkedShop{{Reason: "user_session_missing"}}, 4)
+		}, nil, HealthParked, "4 shops are parked: user session missing. Their", "one order of each"},
+		"leaving": {func(st *Status) {
+			st.Leaving, st.Ready = true, false
+		}, nil, HealthLeaving, "told to stop", "by itself"},
+		"breaker open for a reason": {account(func(a *upstream.AccountStatus) {
+			a.State, a.Reason, a.Breaker, a.Until, a.Fault = upstream.StatePaused, "breaker_open", "open", in(12*time.Second), "code 202, 系统错误。"
+		}), nil, HealthPaused, "again and again, the last time: code 202, 系统错误. Orders wait", "one order tries"},
 		"stuck": {func(st *Status) {
 			o := OverdueOrder{Due: night.Add(-2 * time.Minute)}
 			o.TID, o.Step, o.Since = "3941893279420000001", consumer.StepPublish, night.Add(-3*time.Minute)
@@ -102,6 +117,36 @@ func TestHealth(t *testing.T) {
 	}
 }
 
+// TestNoticesSayWhatToDo checks that what a person has to do is told with what
+// holds up the orders.
+func TestNoticesSayWhatToDo(t *testing.T) {
+	shops := func(advice ...string) (all []upstream.ParkedShop) {
+		for _, a := range advice {
+			all = append(all, upstream.ParkedShop{Advice: a})
+		}
+		return all
+	}
+	for name, tt := range map[string]struct {
+		st   Status
+		want string
+	}{
+		"halted":     {Status{Accounts: []upstream.AccountStatus{{State: upstream.StateHalted, Advice: "Buy points."}}}, "Buy points."},
+		"paused":     {Status{Accounts: []upstream.AccountStatus{{State: upstream.StatePaused, Breaker: "open"}}}, doOfPaused},
+		"throttled":  {Status{Accounts: []upstream.AccountStatus{{State: upstream.StatePaused, Breaker: "closed"}}}, doOfThrottled},
+		"parked":     {Status{ParkedShops: shops("Authorise it.")}, "Authorise it."},
+		"linked":     {Status{ParkedShops: []upstream.ParkedShop{{Advice: "Authorise it.", URL: "https://auth.example"}}}, "Authorise it. The link for that stands with it in `/api/status`."},
+		"all alike":  {Status{ParkedShops: shops("A.", "A.", "A.", "A.")}, "A."},
+		"each other": {Status{ParkedShops: shops("A.", "A.", "A.", "B.")}, "what stands with the parked shops, by reason"},
+	} {
+		st := tt.st
+		st.Now, st.Ready, st.Role = night, true, consumer.RoleActive
+		st.judge(nil)
+		if len(st.Notices) != 1 || st.Notices[0].Do != tt.want {
+			t.Errorf("%s: %+v, want one that says to do %q", name, st.Notices, tt.want)
+		}
+	}
+}
+
 func TestAgo(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		-time.Second:                      "less than 1 s",
@@ -121,7 +166,7 @@ func TestAgo(t *testing.T) {
 
 // TestDrain checks when partitions that share a rate are done.
 func TestDrain(t *testing.T) {
-	st := Status{Accounts: []upstream.AccountStatus{{State: upstream.StateSending, Rate: 10}, {State: upstream.StateHalted, Rate: 10, Waiting: 5}}}
+	st := Status{Accounts: []upstream.AccountStatus{{State: upstream.StateSending, Attainable: 10}, {State: upstream.StateHalted, Attainable: 10, Waiting: 5}}}
 	st.measure([]consumer.PartitionStatus{{Waiting: 100, Shelved: 7}, {Waiting: 10}, {}})
 	for i, want := range []float64{11, 2, 0} {
 		if got := st.Partitions[i].DrainSeconds; got == nil || *got != want {
@@ -131,17 +176,53 @@ func TestDrain(t *testing.T) {
 	if b := st.Backlog; b.Waiting != 105 || b.Held != 12 || b.DrainSeconds == nil || *b.DrainSeconds != 10.5 {
 		t.Errorf("backlog %+v, want 105 waiting and 7+5 held", b)
 	}
-	st = Status{Accounts: []upstream.AccountStatus{{State: upstream.StatePaused, Rate: 10}}}
+	st = Status{Accounts: []upstream.AccountStatus{{State: upstream.StatePaused, Attainable: 10}}}
 	st.measure([]consumer.PartitionStatus{{Waiting: 1}})
 	if st.Backlog.DrainSeconds != nil || st.Partitions[0].DrainSeconds != nil {
 		t.Error("there is a time at which it is drained, although nobody sends")
 	}
 	for overdue, drains := range map[int]bool{0: true, 2: true, 3: false, 4: false} {
-		st := Status{Accounts: []upstream.AccountStatus{{State: upstream.StateIdle, Rate: 10}}, OverdueCount: overdue}
+		st := Status{Accounts: []upstream.AccountStatus{{State: upstream.StateIdle, Attainable: 10}}, OverdueCount: overdue}
 		st.measure([]consumer.PartitionStatus{{Waiting: 3}})
 		st.admitStuck()
 		if got := st.Backlog.DrainSeconds != nil; got != drains || got != (st.Partitions[0].DrainSeconds != nil) {
 			t.Errorf("%d of 3 orders are overdue: there is a time at which it is drained: %t", overdue, got)
 		}
+	}
+}
+
+// TestDrainOfAccounts checks that an account is not expected to send the orders
+// of another.
+func TestDrainOfAccounts(t *testing.T) {
+	account := func(name string, rate float64, waiting, inFlight int) upstream.AccountStatus {
+		return upstream.AccountStatus{Name: name, State: upstream.StateSending, Attainable: rate, Waiting: waiting, InFlight: inFlight}
+	}
+	for name, tt := range map[string]struct {
+		accounts []upstream.AccountStatus
+		want     float64
+	}{
+		"nothing in memory":  {[]upstream.AccountStatus{account("a", 10, 0, 0), account("b", 10, 0, 0)}, 5},
+		"all of one":         {[]upstream.AccountStatus{account("a", 10, 38, 2), account("b", 10, 0, 0)}, 10},
+		"half and half":      {[]upstream.AccountStatus{account("a", 10, 20, 0), account("b", 10, 20, 0)}, 5},
+		"most of a slow one": {[]upstream.AccountStatus{account("a", 10, 10, 0), account("b", 1, 10, 0)}, 50},
+		"some are parked":    {[]upstream.AccountStatus{account("a", 10, 20, 0), account("b", 10, 27, 0)}, 5},
+		"another is halted":  {[]upstream.AccountStatus{account("a", 10, 20, 0), {Name: "b", State: upstream.StateHalted, Attainable: 10}}, 10},
+	} {
+		st := Status{Accounts: tt.accounts, ParkedShops: []upstream.ParkedShop{{Account: "b"}}}
+		waiting := int64(100)
+		if name == "some are parked" {
+			st.ParkedShops[0].Waiting = 7
+			waiting = 107
+		}
+		st.measure([]consumer.PartitionStatus{{Waiting: waiting}})
+		if got := st.Backlog.DrainSeconds; got == nil || *got != tt.want {
+			t.Errorf("%s: drained in %v s, want %g", name, got, tt.want)
+		}
+	}
+	st := Status{Leaving: true, Accounts: []upstream.AccountStatus{account("a", 10, 0, 0)}}
+	st.measure([]consumer.PartitionStatus{{Waiting: 10}})
+	st.admitStuck()
+	if st.Backlog.DrainSeconds != nil || st.Partitions[0].DrainSeconds != nil {
+		t.Error("a replica that leaves says when it will have drained what waits")
 	}
 }

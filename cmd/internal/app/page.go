@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"packship/cmd/internal/life"
 	"packship/consumer"
@@ -52,7 +54,7 @@ var (
 		"drained":     drainedText,
 		"chart":       chartOf,
 		"lowered":     func(a upstream.AccountStatus) bool { return a.Rate < 0.995*a.Limit },
-		"free":        func(a upstream.AccountStatus) int64 { return a.Calls - a.Charged },
+		"untold":      untold,
 		"accountEnds": func(a upstream.AccountStatus) string { return accountEnds(&a, time.Now()) },
 		"shopEnds":    func(p upstream.ParkedShop) string { return shopEnds(&p, time.Now()) },
 		"doing":       func(o OverdueOrder) string { return o.doing(time.Now()) },
@@ -141,7 +143,10 @@ func (v *pageView) Title() string {
 
 // Summary is the state of the replica in a sentence of numbers.
 func (v *pageView) Summary() string {
-	if !v.Ready {
+	switch {
+	case v.Leaving:
+		return fmt.Sprintf("This replica begins no further call, %d in flight. %s.", v.InFlight(), v.waitingText())
+	case !v.Ready:
 		return "This replica starts no calls."
 	}
 	if v.Health == HealthStandby {
@@ -164,7 +169,7 @@ func (v *pageView) waitingText() string {
 	case b.Waiting > 1:
 		text = grouped(b.Waiting) + " orders wait"
 	}
-	if drained := drainedText(b.DrainSeconds, b.Waiting); drained != "" && v.Role == consumer.RoleActive {
+	if drained := drainedText(b.DrainSeconds, b.Waiting); drained != "" && v.Role == consumer.RoleActive && !v.Leaving {
 		text += ", " + drained
 	}
 	switch {
@@ -214,6 +219,27 @@ func (v *pageView) FirstParked() []upstream.ParkedShop {
 // MoreParked is how many parked shops are not shown.
 func (v *pageView) MoreParked() int { return max(0, len(v.ParkedShops)-maxParkedRows) }
 
+// adviceRow is what to do about shops that are parked for a reason.
+type adviceRow struct{ Reason, Do string }
+
+// ParkedAdvice says for each reason for which shops are parked what to do about
+// it, if they are too many for a notice each.
+func (v *pageView) ParkedAdvice() []adviceRow {
+	if len(v.ParkedShops) <= fewParked {
+		return nil
+	}
+	var rows []adviceRow
+	seen := map[adviceRow]bool{}
+	for i := range v.ParkedShops {
+		row := adviceRow{v.ParkedShops[i].Reason, shopDo(&v.ParkedShops[i])}
+		if row.Do != "" && !seen[row] {
+			seen[row] = true
+			rows = append(rows, row)
+		}
+	}
+	return rows
+}
+
 // reasonRow is one reason of failures.
 type reasonRow struct {
 	Reason  string
@@ -222,9 +248,11 @@ type reasonRow struct {
 }
 
 // ByReason lists the reasons of failures, the most frequent first.
-func (v *pageView) ByReason() []reasonRow {
+func (v *pageView) ByReason() []reasonRow { return byCount(v.Failures) }
+
+func byCount(counts map[string]int64) []reasonRow {
 	var rows []reasonRow
-	for reason, n := range v.Failures {
+	for reason, n := range counts {
 		rows = append(rows, reasonRow{Reason: reason, Count: n})
 	}
 	slices.SortFunc(rows, func(a, b reasonRow) int {
@@ -289,6 +317,18 @@ func chartOf(a upstream.AccountStatus) chart {
 	return c
 }
 
+// untold says of how many calls the API did not tell the price.
+func untold(calls, charged int64) string {
+	switch n := calls - charged; n {
+	case 0:
+		return ""
+	case 1:
+		return "at least; 1 call did not tell its price"
+	default:
+		return "at least; " + grouped(n) + " calls did not tell their price"
+	}
+}
+
 // drainText says after how long something will be drained.
 func drainText(seconds *float64) string {
 	if seconds == nil {
@@ -346,7 +386,8 @@ func title(text string) string {
 	if text == "" {
 		return ""
 	}
-	return strings.ToUpper(text[:1]) + text[1:]
+	first, size := utf8.DecodeRuneInString(text)
+	return string(unicode.ToUpper(first)) + text[size:]
 }
 
 // asSentence begins a text with a capital letter and ends it with a full stop.

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"fmt"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -66,7 +67,7 @@ func TestPageSays(t *testing.T) {
 	days := 2.5
 	st := Status{
 		Now: night, Members: []consumer.Member{{Name: "a", Partitions: 1}, {Name: "b", Partitions: 2}},
-		Accounts:   []upstream.AccountStatus{{Name: "north", Balance: &upstream.BalanceStatus{Points: 1234, DaysLeft: &days}}, {Name: "south"}},
+		Accounts:   []upstream.AccountStatus{{Name: "north", Calls: 1105, Charged: 66, Spent: 132, Today: upstream.Spent{Charged: 2, Points: 4}, Balance: &upstream.BalanceStatus{Points: 1234, DaysLeft: &days}}, {Name: "south"}},
 		Partitions: []PartitionStatus{{PartitionStatus: consumer.PartitionStatus{Waiting: 1}}},
 		Notices:    []Notice{{Kind: HealthPaused, Text: "paused", Ends: "in 9 min 59 s, or `after 5 s`"}},
 	}
@@ -79,6 +80,8 @@ func TestPageSays(t *testing.T) {
 	for _, want := range []string{
 		"sends, with 1 partition<", "sends, with 2 partitions<", "1\u202f234 <small>for 2\u00a0d 12\u00a0h at the pace of the last day<",
 		"in 9\u00a0min 59\u00a0s, or <code>after 5 s</code>",
+		"4 <small>told by 2 calls<", "132 <small>at least; 1\u202f039 calls did not tell their price<", // of north
+		"0 <small></small>", // of south
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page does not say %s", want)
@@ -96,6 +99,50 @@ func TestPageSays(t *testing.T) {
 	st.Backlog.Waiting = 1
 	if !strings.Contains(page(), notNow) {
 		t.Error("the page does not say that nothing is drained")
+	}
+}
+
+// TestPageOfReasons shows more parked shops than have notices of their own: what
+// to do stands with them, once for each reason.
+func TestPageOfReasons(t *testing.T) {
+	st := Status{Now: night}
+	for i := range 5 {
+		p := upstream.ParkedShop{ShopID: fmt.Sprint(i), Reason: "user_session_missing", Advice: "Have it authorised again."}
+		if i == 3 {
+			p.Reason, p.Advice = "shop_not_authorized", "Use the `link`."
+		}
+		st.ParkedShops = append(st.ParkedShops, p)
+	}
+	page := func() string {
+		w := httptest.NewRecorder()
+		newConnector(t, nil).render(w, 200, "page", &pageView{Status: st})
+		return w.Body.String()
+	}
+	text := page()
+	for _, want := range []string{"<dt>User session missing.</dt><dd>Have it authorised again.</dd>", "<dt>Shop not authorized.</dt><dd>Use the <code>link</code>.</dd>"} {
+		if strings.Count(text, want) != 1 {
+			t.Errorf("the page says %d times %s, want once", strings.Count(text, want), want)
+		}
+	}
+	st.ParkedShops = st.ParkedShops[:3]
+	if strings.Contains(page(), "Have it authorised again") {
+		t.Error("what to do about few shops is said twice")
+	}
+}
+
+func TestUntold(t *testing.T) {
+	for n, want := range map[int64]string{0: "", 1: "at least; 1 call did not tell its price", 1039: "at least; 1\u202f039 calls did not tell their price"} {
+		if got := untold(n+7, 7); got != want {
+			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+}
+
+func TestSentence(t *testing.T) {
+	for text, want := range map[string]string{"": ".", "one order.": "One order.", "系统错误": "系统错误.", "é": "É."} {
+		if got := asSentence(text); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"math"
 	"time"
 
 	"packship/consumer"
@@ -15,6 +16,8 @@ type Status struct {
 	// Reason says why the replica is not ready, or ready and yet may start no
 	// call.
 	Reason string `json:"reason,omitempty"`
+	// Leaving is true once the replica was told to stop.
+	Leaving bool `json:"leaving,omitempty"`
 	// Health is the state of the replica in one word, and Notices what there is
 	// to know beyond that, the most urgent first.
 	Health  Health   `json:"health"`
@@ -96,10 +99,10 @@ type OldestOrder struct {
 // before and after Run.
 func (c *Connector) Status() Status {
 	c.mu.Lock()
-	memory, reader, shipper, broken := c.ledger, c.reader, c.shipper, c.broken
+	memory, reader, shipper, broken, leaving := c.ledger, c.reader, c.shipper, c.broken, c.leaving
 	c.mu.Unlock()
 	st := Status{
-		Role: consumer.RoleJoining, Instance: c.name, Version: BuildInfo().Version, Now: time.Now(), Started: c.started,
+		Role: consumer.RoleJoining, Leaving: leaving, Instance: c.name, Version: BuildInfo().Version, Now: time.Now(), Started: c.started,
 		// A program that reads the lists finds lists, also when they are empty.
 		Accounts:    append([]upstream.AccountStatus{}, c.api.Accounts()...),
 		Partitions:  []PartitionStatus{},
@@ -146,12 +149,7 @@ func (st *Status) Lag() int64 {
 // the rate: a partition is done when it had its turn as often as it has records,
 // and up to then each of the others had as many, or all that it has.
 func (st *Status) measure(partitions []consumer.PartitionStatus) {
-	var rate float64
-	for i := range st.Accounts {
-		if a := &st.Accounts[i]; !a.Held() {
-			rate += a.Rate
-		}
-	}
+	rate := st.attainable()
 	drain := func(calls int64) *float64 {
 		if rate == 0 {
 			return nil
@@ -176,10 +174,39 @@ func (st *Status) measure(partitions []consumer.PartitionStatus) {
 	st.Backlog.DrainSeconds = drain(st.Backlog.Waiting)
 }
 
+// attainable is how many orders a second are settled of what waits. An account
+// helps with its own orders only: those that are in memory tell whose the others
+// are likely to be.
+func (st *Status) attainable() float64 {
+	parked := map[string]int{}
+	for i := range st.ParkedShops {
+		parked[st.ParkedShops[i].Account] += st.ParkedShops[i].Waiting
+	}
+	var all float64
+	orders := make([]float64, len(st.Accounts))
+	for i := range st.Accounts {
+		if a := &st.Accounts[i]; !a.Held() {
+			orders[i] = float64(max(0, a.Waiting-parked[a.Name]) + a.InFlight)
+			all += orders[i]
+		}
+	}
+	var sum float64
+	least := math.Inf(1)
+	for i := range st.Accounts {
+		if a := &st.Accounts[i]; !a.Held() {
+			sum += a.Attainable
+			if orders[i] > 0 {
+				least = min(least, a.Attainable*all/orders[i])
+			}
+		}
+	}
+	return min(sum, least)
+}
+
 // admitStuck takes back what was said of the time at which all is settled, if
-// nothing goes on.
+// nothing goes on, or not here.
 func (st *Status) admitStuck() {
-	if st.OverdueCount == 0 || int64(st.OverdueCount) < st.Backlog.Waiting {
+	if !st.Leaving && (st.OverdueCount == 0 || int64(st.OverdueCount) < st.Backlog.Waiting) {
 		return
 	}
 	st.Backlog.DrainSeconds = nil
@@ -255,6 +282,6 @@ func (st *Status) oldest(u *consumer.UnderWay, since time.Time, held bool) *Olde
 		TID: u.TID, ShopID: u.ShopID, Partition: u.Partition, Offset: u.Offset, Held: held,
 		AgeSeconds: max(0, st.Now.Sub(since).Seconds()), Step: u.Step, Since: u.Since, Until: u.Until,
 	}
-	o.Standing = o.sentence(st.Now)
+	o.Standing = o.sentence(st.Now, st.Leaving)
 	return o
 }
