@@ -87,7 +87,11 @@ func (c *Connector) serveReady(w http.ResponseWriter, _ *http.Request) {
 	st := c.Status()
 	fmt.Fprintf(&text, "ok\n%s\n", st.Health)
 	for _, n := range st.Notices {
-		fmt.Fprintf(&text, "%s: %s; ends: %s\n", n.Kind, n.Text, n.Ends)
+		fmt.Fprintf(&text, "%s: %s; ends: %s", n.Kind, n.Text, n.Ends)
+		if n.Do != "" {
+			fmt.Fprintf(&text, "; do: %s", n.Do)
+		}
+		text.WriteByte('\n')
 	}
 	writeText(w, text.String())
 }
@@ -98,8 +102,17 @@ func (c *Connector) serveStatus(w http.ResponseWriter, _ *http.Request) {
 
 // admin lets a request through that shows the admin token. Without such a token
 // in the settings there are no actions at all.
+//
+// Another site cannot make a browser show the token: there is no cookie, and a
+// header needs a leave that packship gives to nobody. Browsers that say that it
+// is another site that asks are turned away all the same. The Origin is not
+// compared, because a proxy may call this host by another name.
 func (c *Connector) admin(action http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" && site != "none" {
+			writeError(w, http.StatusForbidden, "another site asks for this; use the status page, or a program that is no browser")
+			return
+		}
 		want, err := c.settings.adminToken()
 		if err != nil {
 			setting := variable("ADMIN_TOKEN_FILE")

@@ -153,6 +153,52 @@ func TestAdmin(t *testing.T) {
 	}
 }
 
+// TestAdminFromAnotherSite has a browser say that another site asks, with a token
+// that is right.
+func TestAdminFromAnotherSite(t *testing.T) {
+	h := newConnector(t, func(s *Settings) { s.AdminToken = "secret" }).Handler()
+	for site, want := range map[string]int{"": 200, "same-origin": 200, "none": 200, "same-site": 403, "cross-site": 403} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/api/accounts/default/resume", nil)
+		r.Header.Set("Authorization", "Bearer secret")
+		if site != "" {
+			r.Header.Set("Sec-Fetch-Site", site)
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != want {
+			t.Errorf("from %q: %d %s, want %d", site, w.Code, w.Body, want)
+		}
+	}
+	// The question that a browser asks before it sends such a header for
+	// another site is not answered with a leave.
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodOptions, "/api/accounts/default/resume", nil)
+	r.Header.Set("Origin", "https://elsewhere.example")
+	r.Header.Set("Access-Control-Request-Headers", "authorization")
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	for name := range w.Result().Header {
+		if strings.HasPrefix(name, "Access-Control-") {
+			t.Errorf("other sites get a leave: %s", name)
+		}
+	}
+}
+
+// TestSecured checks the headers of every kind of answer.
+func TestSecured(t *testing.T) {
+	h := newConnector(t, nil).Handler()
+	for _, path := range []string{"/", "/orders?tid=1", "/api/status", "/api/orders/1", "/healthz", "/readyz", "/metrics", "/nothing"} {
+		res := ask(t, h, "GET", path, "")
+		for name, want := range map[string]string{
+			"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store",
+			"Content-Security-Policy": "frame-ancestors 'none'",
+		} {
+			if got := res.Header.Get(name); !strings.Contains(got, want) || strings.Contains(got, "unsafe") {
+				t.Errorf("%s: %s is %q, want %q", path, name, got, want)
+			}
+		}
+	}
+}
+
 // TestAdminWithoutItsFile has a token file that cannot be read for a while. Nobody
 // is let through, and whoever asks learns which setting it is.
 func TestAdminWithoutItsFile(t *testing.T) {
