@@ -5,13 +5,16 @@ import (
 	_ "embed"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -25,6 +28,7 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"packship/consumer"
+	"packship/upstream"
 	"packship/upstream/upstreamtest"
 )
 
@@ -216,6 +220,18 @@ func (p *tab) click(selector string) {
 	p.run(chromedp.Click(selector, chromedp.NodeVisible))
 }
 
+// tabTo presses Tab until the element with the id has the focus.
+func (p *tab) tabTo(id string) {
+	p.t.Helper()
+	for range 100 {
+		p.run(chromedp.KeyEvent(kb.Tab))
+		if eval[string](p, `document.activeElement.id`) == id {
+			return
+		}
+	}
+	p.t.Fatalf("Tab never comes to %s", id)
+}
+
 //go:embed testdata/audit.js
 var auditScript string
 
@@ -245,18 +261,24 @@ func (p *tab) look(name string) {
 		if err := os.WriteFile(filepath.Join(p.b.dir, name+"-"+look+".png"), image, 0o600); err != nil {
 			p.t.Fatal(err)
 		}
-		found := eval[struct {
-			Wrong    []string `json:"wrong"`
-			Contrast float64  `json:"contrast"`
-		}](p, auditScript)
-		for _, wrong := range found.Wrong {
-			p.t.Errorf("%s, %s: %s", name, look, wrong)
-		}
-		if found.Contrast > 20 {
-			p.t.Errorf("%s, %s: no text was judged", name, look)
-		}
+		p.audit(name + ", " + look)
 	}
 	p.run(command(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{}), chromedp.EmulateViewport(1200, 900))
+}
+
+// audit checks the page as it is.
+func (p *tab) audit(what string) {
+	p.t.Helper()
+	found := eval[struct {
+		Wrong    []string `json:"wrong"`
+		Contrast float64  `json:"contrast"`
+	}](p, auditScript)
+	for _, wrong := range found.Wrong {
+		p.t.Errorf("%s: %s", what, wrong)
+	}
+	if found.Contrast > 20 {
+		p.t.Errorf("%s: no text was judged", what)
+	}
 }
 
 // TestBrowserSending follows the page while orders are shipped, without loading it
@@ -288,13 +310,18 @@ func TestBrowserSending(t *testing.T) {
 
 	// The page does not change while it is paused.
 	p.click("#pause")
+	p.awaitText("#gone", "You have stopped the updates. What stands below is old: ")
 	w.produce(orders(101, 3)...)
 	w.committed()
 	if got := p.text("#tiles"); strings.Contains(got, "88") {
 		t.Errorf("the paused page has gone on: %s", got)
 	}
+	p.look("stopped-updating")
 	p.click("#pause")
 	p.awaitText("#tiles", "88")
+	if got := p.text("#gone:not([hidden])"); got != "" {
+		t.Errorf("the page is updated and says: %s", got)
+	}
 	if got := eval[string](p, `String(window.marker)`); got != "not loaded again" {
 		t.Errorf("the page was loaded again: marker %s", got)
 	}
@@ -303,6 +330,7 @@ func TestBrowserSending(t *testing.T) {
 	p.run(chromedp.Focus("#tid"), chromedp.KeyEvent("3"+kb.Enter), chromedp.WaitVisible("#standing"))
 	p.awaitText(".hero", "Order 3", "Failed at", "waybill_already_used")
 	p.awaitText(".life", "packed", "intent", "outcome", "published")
+	p.awaitText("header", "as of ", "load it again for news")
 	p.look("order-failed")
 	p.run(chromedp.Navigate(r.url + "/orders?tid=1"))
 	p.awaitText(".hero", "Order 1", "nothing to do")
@@ -326,7 +354,7 @@ func TestBrowserSending(t *testing.T) {
 	if err := r.stop(); err != nil {
 		t.Error(err)
 	}
-	p.awaitText("#gone", "No answer for", "What stands below is old")
+	p.awaitText("#gone", "packship does not answer. What stands below is old: ")
 	p.look("gone")
 }
 
@@ -340,7 +368,7 @@ func TestBrowserBreaker(t *testing.T) {
 	w.sim.SetDown(upstreamtest.Unavailable)
 	w.produce(orders(11, 30)...)
 	p.awaitText("#hero", "Paused")
-	p.awaitText("#notices", "Account default is paused by its breaker", "one order tries the API in")
+	p.awaitText("#notices", "Account default is paused by its breaker", "the last time: HTTP status 503", "one order tries the API in", "What to do: Nothing when the API is down")
 	p.awaitText("#accounts", "open")
 	if n := eval[int](p, `document.querySelectorAll("[data-post]").length`); n != 0 {
 		t.Errorf("%d actions are offered although none helps", n)
@@ -372,7 +400,7 @@ func TestBrowserHalted(t *testing.T) {
 	r := w.start()
 	p := b.open(t, r.url)
 	p.awaitText("#hero", "Halted")
-	p.awaitText("#notices", "Account default is halted", "or at once after a new token or a resume")
+	p.awaitText("#notices", "Account default is halted", "or at once after a new token or a resume", "What to do: The token is wrong")
 	p.look("halted")
 
 	// While the time runs down beside it the button stays the same: one that is
@@ -416,6 +444,7 @@ func TestBrowserParked(t *testing.T) {
 	p := b.open(t, r.url)
 	p.awaitText("#hero", "Idle, 1 shop parked")
 	p.awaitText("#parked", shop, "shop not authorized", "the link for that is in /api/status", "or at once after an unpark")
+	p.awaitText("#notices", "What to do: Have the seller authorise the shop, then unpark it. The link for that stands with it in /api/status.")
 	p.awaitText("#oldest", "waits because its shop is parked")
 	p.look("parked")
 	// The link itself is shown in /api/status and nowhere else.
@@ -425,7 +454,10 @@ func TestBrowserParked(t *testing.T) {
 	if err := w.sim.Authorise(shop); err != nil {
 		t.Fatal(err)
 	}
-	p.click("#parked [data-post]")
+	// By the keyboard alone, from the top of the page.
+	p.run(chromedp.Evaluate[chromedp.Void](`document.activeElement.blur(); scrollTo(0, 0)`))
+	p.tabTo("unpark-" + shop)
+	p.run(chromedp.KeyEvent(kb.Enter))
 	p.awaitText("#ask", "Unpark shop "+shop+"?")
 	p.run(chromedp.SendKeys("#token", "e2e-admin"+kb.Enter))
 	p.awaitText("#did", "Done: unpark")
@@ -498,4 +530,172 @@ func TestBrowserStuck(t *testing.T) {
 	relent()
 	p.awaitText("#hero", "Idle")
 	p.awaitText("#overdue", "none")
+}
+
+// TestBrowserLeaving tells a replica to stop while a call is under way.
+func TestBrowserLeaving(t *testing.T) {
+	b := newBrowser(t)
+	w := newWorld(t, upstreamtest.Options{Latency: upstreamtest.Latency{Fixed: 8 * time.Second}}, func(s *Settings) {
+		s.UpstreamTimeout, s.ShutdownTimeout, s.MaxInFlight = 30*time.Second, 40*time.Second, 1
+	})
+	w.produce(orders(1, 9)...)
+	r := w.start()
+	p := b.open(t, r.url)
+	p.awaitText("#hero", "Sending", "1 in flight", "drained in")
+	ended := make(chan error, 1)
+	go func() { ended <- r.stop() }()
+	p.awaitText("#hero", "Leaving", "begins no further call, 1 in flight")
+	p.awaitText("#notices", "Told to stop", "What ends it: by itself")
+	p.awaitText("#oldest", "waits for its call", "waits for the next replica")
+	if got := p.text("#hero") + p.text("#tiles"); strings.Contains(got, "drained in") {
+		t.Errorf("it says when it will have drained what waits: %s", got)
+	}
+	p.look("leaving")
+	p.allow("ERR_CONNECTION_REFUSED")
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	p.awaitText("#gone", "packship does not answer")
+}
+
+// stage serves a page of the test's making, from a server that can be told to
+// fail.
+type stage struct {
+	url   string
+	asked atomic.Int64 // so many times
+
+	mu   sync.Mutex
+	st   Status           // guarded by mu
+	fail http.HandlerFunc // guarded by mu; answers instead
+}
+
+func newStage(t *testing.T, st Status) *stage {
+	t.Helper()
+	s := &stage{st: st}
+	c := newConnector(t, nil)
+	server := httptest.NewServer(secured(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.asked.Add(1)
+		s.mu.Lock()
+		fail, view := s.fail, &pageView{Status: s.st, Actions: true}
+		s.mu.Unlock()
+		if fail != nil {
+			fail(w, r)
+			return
+		}
+		view.Now = time.Now()
+		c.render(w, http.StatusOK, "page", view)
+	})))
+	t.Cleanup(server.Close)
+	s.url = server.URL
+	return s
+}
+
+func (s *stage) set(fail http.HandlerFunc) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fail = fail
+}
+
+// TestBrowserOld checks that the page says when what it shows is old, whatever
+// comes instead of an answer, and that it says so of no other page.
+func TestBrowserOld(t *testing.T) {
+	b := newBrowser(t)
+	s := newStage(t, Status{Health: HealthIdle, Ready: true, Role: consumer.RoleActive})
+	p := b.open(t, s.url)
+	p.allow("502 (Bad Gateway)")
+	for what, fail := range map[string]http.HandlerFunc{
+		"an error of a proxy": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "bad gateway", http.StatusBadGateway) },
+		"the page of a login": func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, "<title>Log in</title><p>Who are you?")
+		},
+		"no answer at all": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+	} {
+		p.awaitText("#hero", "Idle")
+		s.set(fail)
+		p.awaitText("#gone", "packship does not answer. What stands below is old: ")
+		if title := eval[string](p, `document.title`); title != "No answer · packship" {
+			t.Errorf("%s: the title is %s", what, title)
+		}
+		s.set(nil)
+		eventually(t, "the page to be new again", func() bool {
+			return p.text("#gone:not([hidden])") == "" && eval[string](p, `document.title`) == "Idle · packship"
+		})
+	}
+
+	// In a tab that nobody sees it asks seldom, which is no sign of trouble.
+	eval[bool](p, `Object.defineProperty(document, "hidden", { configurable: true, get: () => true })`+"&& true")
+	asked := s.asked.Load()
+	eventually(t, "the time in which it would complain", func() bool {
+		return eval[bool](p, `(window.begin ??= Date.now()) < Date.now() - 4000`)
+	})
+	if n := s.asked.Load() - asked; n > 1 {
+		t.Errorf("it has asked %d times although nobody sees it", n)
+	}
+	if title, said := eval[string](p, `document.title`), p.text("#gone:not([hidden])"); title != "Idle · packship" || said != "" {
+		t.Errorf("in the background: title %q, %q", title, said)
+	}
+	before := p.text("#fresh")
+	eval[bool](p, `delete document.hidden && document.dispatchEvent(new Event("visibilitychange"))`)
+	eventually(t, "news, once it is seen", func() bool { return p.text("#fresh") != before })
+}
+
+// TestBrowserLong shows names and texts that are longer than anybody expects, in
+// words of any language, and more rows than fit.
+func TestBrowserLong(t *testing.T) {
+	b := newBrowser(t)
+	long := strings.Repeat("shop", 16)
+	chinese := "未授权店铺：请卖家前往官网重新授权之后再试" + strings.Repeat("淘宝旗舰店", 12)
+	st := Status{
+		Health: HealthHalted, Ready: true, Role: consumer.RoleActive, Instance: "packship-" + long, Version: "v1.2.3-0.20261130073552-93807ceabcde",
+		Now: time.Now(), Started: time.Now(),
+		Failures:    map[string]int64{"logistics_order_not_found_" + long: 123_456_789, "waybill_already_used": 1},
+		Counts:      consumer.Counts{Shipped: 123_456_789, Failed: 1_234_567, DeadLettered: 12_345},
+		OldestOrder: &OldestOrder{TID: "9223372036854775807", ShopID: chinese, Standing: "waits for its turn, 3 d 2 h so far"},
+		Members:     []consumer.Member{{Name: long, Host: "2001:0db8:85a3:0000:0000:8a2e:0370:7334", Partitions: 12}},
+	}
+	days := 12345.0
+	for _, name := range []string{long, chinese} {
+		st.Accounts = append(st.Accounts, upstream.AccountStatus{
+			Name: name, State: upstream.StateHalted, Reason: "code_204_unrecognised", Since: &st.Now, Until: &st.Now, Breaker: "half_open", Limit: 10, Rate: 0.1,
+			Calls: 123_456_789, Spent: 123_456_789, Balance: &upstream.BalanceStatus{Points: 123_456_789, DaysLeft: &days}, Recent: make([]int, 120),
+		})
+	}
+	for i := range 12 {
+		name := []string{long, chinese, "shop with spaces", "7"}[i%4] + fmt.Sprint(i)
+		st.ParkedShops = append(st.ParkedShops, upstream.ParkedShop{ShopID: name, Account: long, Reason: "shop_not_authorized", Advice: chinese, Since: st.Now, URL: "https://auth.example"})
+		st.Partitions = append(st.Partitions, PartitionStatus{PartitionStatus: consumer.PartitionStatus{Partition: 100 + i, Committed: 123_456_789_012, End: 123_456_789_012, Waiting: 345_678, Shelved: 12_345, OldestUnfinishedSeconds: 1e6}})
+	}
+	st.Backlog.Waiting = 1
+	st.Notices = []Notice{
+		{Kind: HealthHalted, Account: chinese, Text: "account " + chinese + " is halted", Ends: chinese, Do: chinese},
+		{Kind: HealthParked, ShopID: long, Text: "shop " + long + " is parked", Ends: long, Do: long},
+	}
+	p := b.open(t, newStage(t, st).url)
+	p.awaitText("#parked", long, chinese, "shop with spaces")
+	p.look("long")
+	// A zoom of 200 % leaves half of the width, and the smallest phone has 320.
+	for _, width := range []int64{600, 320} {
+		p.run(chromedp.EmulateViewport(width, 700))
+		p.audit(fmt.Sprintf("long, %d wide", width))
+	}
+	p.click("#notices [data-post]")
+	p.look("long-asking")
+}
+
+// TestBrowserNoScript has a browser that runs no scripts: the page is whole, and
+// does not look as if it were renewed.
+func TestBrowserNoScript(t *testing.T) {
+	b := newBrowser(t)
+	s := newStage(t, Status{Health: HealthHalted, Ready: true, Role: consumer.RoleActive, Notices: []Notice{{Kind: HealthHalted, Account: "north", Text: "account north is halted", Ends: "a new token"}}})
+	p := b.open(t, s.url)
+	p.run(command(emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true}), chromedp.Navigate(s.url))
+	p.awaitText("#hero", "Halted")
+	p.awaitText("header", "as of ", "load it again for news")
+	p.awaitText("#notices", "Account north is halted.", "What ends it: a new token.")
+	for _, hidden := range []string{"#dot", "#pause", "#notices button"} {
+		if !eval[bool](p, fmt.Sprintf(`[...document.querySelectorAll(%q)].every(e => !e.checkVisibility())`, hidden)) {
+			t.Errorf("%s is to be seen, and does nothing", hidden)
+		}
+	}
+	p.look("no-script")
 }

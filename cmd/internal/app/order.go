@@ -68,7 +68,7 @@ func (c *Connector) orderHandlers() (asJSON, asPage http.HandlerFunc) {
 		writeJSON(w, http.StatusOK, story)
 	}
 	asPage = func(w http.ResponseWriter, r *http.Request) {
-		view := &orderView{TID: strings.TrimSpace(r.FormValue("tid"))}
+		view := &orderView{TID: strings.TrimSpace(r.FormValue("tid")), Now: time.Now()}
 		code := http.StatusOK
 		if view.TID != "" {
 			story, err := find(r.Context(), view.TID)
@@ -308,6 +308,7 @@ func (s *search) publication(ctx context.Context, step *ledger.Step) error {
 // orderView is an order as its page shows it.
 type orderView struct {
 	TID     string
+	Now     time.Time
 	Story   *life.Story
 	Trouble string // why there is no story
 	Unknown bool   // because nothing is known of the order

@@ -7,7 +7,8 @@
   const root = document.documentElement;
   root.dataset.script = "on";
   let paused = false;
-  let answered = Date.now();
+  let answered = Date.now(); // when what is shown came
+  let asked = 0; // since when packship is asked and does not answer
 
   // A button that is replaced while somebody presses it is not clicked, so what
   // can stay does, down to the texts.
@@ -31,6 +32,7 @@
   };
 
   const renew = (fresh) => {
+    if (!fresh.getElementById("hero")) throw new Error("another page"); // a login, say
     for (const old of document.querySelectorAll("[data-live]")) {
       const next = fresh.getElementById(old.id);
       if (!next) continue;
@@ -41,24 +43,40 @@
     document.title = fresh.title;
   };
 
+  const span = (ms) => {
+    const seconds = Math.round(ms / 1000);
+    if (seconds < 120) return `${seconds}\u00a0s`;
+    return seconds < 7200 ? `${Math.round(seconds / 60)}\u00a0min` : `${Math.round(seconds / 3600)}\u00a0h`;
+  };
+
+  // Says that what is shown is old. A tab that nobody sees asks seldom, so the
+  // age alone says little of packship.
+  const late = 3000, seldom = 30000, oldest = 90000;
   const state = () => {
-    const silent = Math.round((Date.now() - answered) / 1000);
-    const gone = !paused && silent >= 3;
+    const age = Date.now() - answered;
+    const gone = !paused && (asked > 0 && Date.now() - asked >= late || age >= oldest);
     root.dataset.liveState = gone ? "gone" : paused ? "paused" : "live";
-    id("gone").hidden = !gone;
-    id("gone-for").textContent = gone ? ` for ${silent}\u00a0s` : "";
+    id("gone").hidden = !gone && !paused;
+    const why = gone ? "packship does not answer. What stands below is old:" : paused ? "You have stopped the updates. What stands below is old:" : "";
+    if (id("gone-why").textContent !== why) id("gone-why").textContent = why;
+    id("gone-for").textContent = span(age);
     if (gone) document.title = "No answer · packship";
+    if (paused) document.title = "Not updated · packship";
   };
 
   let busy = false;
   const poll = async () => {
-    if (busy || paused || document.hidden) return;
+    if (busy || paused || document.hidden && Date.now() - answered < seldom) return;
     busy = true;
+    asked ||= Date.now();
     try {
       const answer = await fetch(location.pathname, { cache: "no-store", signal: AbortSignal.timeout(5000) });
       if (!answer.ok) throw new Error(answer.status);
-      renew(new DOMParser().parseFromString(await answer.text(), "text/html"));
+      const text = await answer.text();
+      if (paused) return; // meanwhile
+      renew(new DOMParser().parseFromString(text, "text/html"));
       answered = Date.now();
+      asked = 0;
     } catch {
       // state says for how long there has been no answer.
     } finally {
@@ -67,17 +85,14 @@
     state();
   };
   setInterval(() => { state(); poll(); }, 1000);
-  document.addEventListener("visibilitychange", () => {
-    answered = Date.now(); // nobody has asked while the page was not to be seen
-    poll();
-  });
+  document.addEventListener("visibilitychange", poll);
   id("pause").addEventListener("click", (event) => {
     paused = !paused;
-    answered = Date.now();
+    asked = 0;
     event.target.textContent = paused ? "Go on updating" : "Stop updating";
     event.target.setAttribute("aria-pressed", String(paused));
-    state();
-    poll();
+    if (paused) state();
+    else poll();
   });
 
   const ask = id("ask");
