@@ -32,7 +32,7 @@ import (
 	"packship/upstream/upstreamtest"
 )
 
-var screenshots = flag.String("screenshots", "", "keep the screenshots of the pages in this `directory`")
+var screenshots = flag.String("screenshots", os.Getenv("PACKSHIP_TEST_SCREENSHOTS"), "keep the screenshots of the pages in this `directory`; $PACKSHIP_TEST_SCREENSHOTS if it is not given")
 
 // browser is a Chromium that runs for a test.
 type browser struct {
