@@ -124,7 +124,7 @@ func (d *demo) perform(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.show.tell("replica 2 has joined: it reads the ledger and stands by, replica 1 goes on")
+	d.show.tell("replica 2 has joined: it reads the ledger and stands by, as %s says; replica 1 goes on", second.url)
 	d.act("two replicas, one sends")
 	if err := d.until(ctx, func() bool { return d.sim.Stats().Applied >= 75 }); err != nil {
 		return err
