@@ -652,6 +652,8 @@ func TestUnreachable(t *testing.T) {
 	}
 	if st := u.Accounts()[0]; st.Breaker != "open" || st.State != "paused" || st.Reason != "breaker_open" || st.Calls != 0 {
 		t.Errorf("account: got %+v", st)
+	} else if !strings.HasPrefix(st.Fault, "it cannot be reached, ") || !strings.Contains(st.Fault, "refused") {
+		t.Errorf("the fault is %q, want that a connection is refused", st.Fault)
 	}
 }
 
