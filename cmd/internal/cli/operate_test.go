@@ -32,6 +32,10 @@ func TestOperateUsage(t *testing.T) {
 		"replay from nowhere":    {kafka, []string{"replay"}, 2, `^packship: --from is needed: first, an offset, `},
 		"replay from nonsense":   {kafka, []string{"replay", "--from", "noon"}, 2, `^packship: --from: "noon" is neither first, nor an offset, `},
 		"replay to nonsense":     {kafka, []string{"replay", "--from", "0", "--to", "-1"}, 2, `^packship: --to: offset -1 is negative`},
+		"replay turned round":    {kafka, []string{"replay", "--from", "1h", "--to", "2h"}, 2, `^packship: --to 2h lies before --from 1h\n$`},
+		"replay to the future":   {kafka, []string{"replay", "--from", "2126-11-24T02:00:00Z"}, 2, `^packship: --from 2126-11-24T02:00:00Z has not come yet\n$`},
+		"replay since nonsense":  {kafka, []string{"replay", "--from", "commit@12"}, 2, `^packship: --from: "12" is neither a time like `},
+		"replay part of an undo": {kafka, []string{"replay", "--undo", "f", "--partition", "1"}, 2, `^packship: --undo without --from moves the group back as the file says; `},
 		"replay an argument":     {kafka, []string{"replay", "first"}, 2, `^packship: unknown command "first"`},
 		"replay no partition":    {kafka, []string{"replay", "--from", "0", "--partition", "x"}, 2, `^packship: invalid argument "x" for "--partition"`},
 		"replay unset":           {nil, []string{"replay", "--from", "first"}, 2, `^packship: settings: PACKSHIP_KAFKA_BROKERS is not set; [^;]*\n$`},
@@ -212,12 +216,13 @@ func TestOperateStory(t *testing.T) {
 	}
 
 	plan := must("", "replay", "--from", "first", "--json")
-	var fields map[string]float64
+	var fields map[string]any
 	if err := json.Unmarshal([]byte(plan), &fields); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(map[string]float64{
-		"records": 6, "shipped": 5, "failed": 1, "in_doubt": 0, "new": 0, "beyond_horizon": 0, "dead_letters": 0, "calls": 0, "points": 0, "seconds": 0,
+	if diff := cmp.Diff(map[string]any{
+		"records": 6.0, "shipped": 5.0, "failed": 1.0, "in_doubt": 0.0, "new": 0.0, "beyond_horizon": 0.0, "dead_letters": 0.0, "calls": 0.0, "points": 0.0, "seconds": 0.0,
+		"partitions": []any{map[string]any{"partition": 0.0, "group_at": 6.0, "from": 0.0, "to": 6.0, "first": 0.0, "end": 6.0}},
 	}, fields); diff != "" {
 		t.Errorf("plan (-want +got):\n%s", diff)
 	}
@@ -226,11 +231,15 @@ func TestOperateStory(t *testing.T) {
 		`^no calls, no points$`, `^downstream: sees 5 shipped results again \(same ids, same bytes\), 1 failed result$`, `^nothing was changed; --execute moves group packship there$`)
 	undo := filepath.Join(t.TempDir(), "undo.json")
 	code, stdout, stderr := do("", "replay", "--from", "2", "--execute", "--undo", undo, "--json")
-	if code != 0 || json.Unmarshal([]byte(stdout), &fields) != nil || fields["records"] != 4 || !strings.Contains(stderr, "undo with: packship replay --undo "+undo) {
+	if code != 0 || json.Unmarshal([]byte(stdout), &fields) != nil || fields["records"] != 4.0 || !strings.Contains(stderr, "undo with: packship replay --undo "+undo) {
 		t.Errorf("replay: exit code %d, %s%s", code, stdout, stderr)
 	}
 	if _, err := os.Stat(undo); err != nil {
 		t.Error(err)
+	}
+	code, stdout, stderr = do("", "replay", "--from", "99", "--json")
+	if code != 0 || !strings.Contains(stdout, `"records": 0`) || !strings.Contains(stderr, "ends at 6, so that there is nothing at offset 99") {
+		t.Errorf("replay from beyond the end: exit code %d, %s%s", code, stdout, stderr)
 	}
 	if out := must("", "replay", "--undo", undo); out != "partition 0: from 2 back to 6\n" {
 		t.Errorf("undo: %q", out)

@@ -30,7 +30,10 @@ called for, and what that costs. It reads the ledger and the events, and has
 the connector's own code handle them without effect.
 
 A point is "first", an offset, a time as RFC 3339, or a duration, which is that
-long ago: --from 90m. --to bounds the plan.
+long ago: --from 90m. These times are those of the packed events. With commit@
+before it, as in --from commit@2026-11-24T02:00:00Z, a time or duration means
+the first event of each partition that was not answered yet at that time, which
+is where the group stood then. --to bounds the plan.
 
 With --execute the consumer group is moved there. For that it must have no
 members: stop all replicas first. Where the group stood is saved to a file;
@@ -39,7 +42,7 @@ members: stop all replicas first. Where the group stood is saved to a file;
 		RunE: do(func(ctx context.Context, _ []string) error { return replay(ctx, std, &f) }),
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.from, "from", "", "where to begin: first, an offset, a time or a duration")
+	flags.StringVar(&f.from, "from", "", "where to begin: first, an offset, a time, a duration, or commit@ and one of those two")
 	flags.StringVar(&f.to, "to", "", "where the plan ends (default: at the end)")
 	flags.IntSliceVar(&f.partitions, "partition", nil, "only this partition of the packed topic; repeatable")
 	flags.BoolVar(&f.execute, "execute", false, "move the group")
@@ -51,7 +54,7 @@ members: stop all replicas first. Where the group stood is saved to a file;
 
 func replay(ctx context.Context, std Streams, f *replayFlags) error {
 	if f.from == "" && f.undo == "" {
-		return usagef("--from is needed: first, an offset, a time like 2026-11-24T02:00:00Z, or a duration like 90m")
+		return usagef("--from is needed: first, an offset, a time like 2026-11-24T02:00:00Z, a duration like 90m, or commit@ and a time or duration")
 	}
 	var r operate.ReplayRange
 	now := time.Now()
@@ -66,6 +69,14 @@ func replay(ctx context.Context, std Streams, f *replayFlags) error {
 		if *point.to, err = operate.ParsePoint(point.text, now); err != nil {
 			return usagef("%s: %v", point.flag, err)
 		}
+	}
+	switch {
+	case f.from == "" && (f.to != "" || len(f.partitions) > 0):
+		return usagef("--undo without --from moves the group back as the file says; --to and --partition are for a plan")
+	case r.From.Future(now):
+		return usagef("--from %s has not come yet", f.from)
+	case f.to != "" && r.From.After(r.To):
+		return usagef("--to %s lies before --from %s", f.to, f.from)
 	}
 	r.Partitions = f.partitions
 	return withOperator(ctx, std, app.LoadWithoutToken, func(ctx context.Context, o *operate.Operator, s *app.Settings) error {
@@ -84,11 +95,12 @@ func replay(ctx context.Context, std Streams, f *replayFlags) error {
 		if f.asJSON {
 			err = writeJSON(std.Out, plan)
 		} else {
-			err = showPlan(std, s, plan)
+			err = showPlan(std, plan)
 		}
 		if err != nil {
 			return err
 		}
+		warn(std, s, plan)
 		if !f.execute {
 			if !f.asJSON {
 				std.out("nothing was changed; --execute moves group %s there\n", s.KafkaGroupID)
@@ -130,7 +142,7 @@ func undoReplay(ctx context.Context, std Streams, o *operate.Operator, s *app.Se
 	return nil
 }
 
-func showPlan(std Streams, s *app.Settings, p *operate.Plan) error {
+func showPlan(std Streams, p *operate.Plan) error {
 	w := tabwriter.NewWriter(std.Out, 0, 0, 2, ' ', 0)
 	row(w, "PARTITION\tGROUP AT\tFROM\tTO\tEND")
 	for _, m := range p.Moves {
@@ -160,15 +172,23 @@ func showPlan(std Streams, s *app.Settings, p *operate.Plan) error {
 	}
 	std.out("\n%s\n", costs(p.Calls, p.Points, p.Seconds))
 	std.out("downstream: %s\n", downstream(p))
+	return nil
+}
+
+// warn says what the plan does not do as it was asked for, or would do that
+// nobody may want.
+func warn(std Streams, s *app.Settings, p *operate.Plan) {
 	if p.Damaged != "" {
 		std.err("packship: the ledger is damaged: %s; what was packed before and has no record will not be called for, but fails as outcome_unknown\n", p.Damaged)
 	}
 	for _, m := range p.Moves {
+		if m.Note != "" {
+			std.err("packship: partition %d of %s %s\n", m.Partition, s.TopicPacked, m.Note)
+		}
 		if m.Unfinished() > 0 {
 			std.err("packship: in partition %d group %s stands at %d; beginning at %d would pass over %s\n", m.Partition, s.KafkaGroupID, m.Now, m.From, counted(m.Unfinished(), "record", "records"))
 		}
 	}
-	return nil
 }
 
 // downstream says what the readers of the result topics see.

@@ -15,19 +15,29 @@ type Point struct {
 	first  bool
 	offset int64
 	at     time.Time // if set, it is what counts
+	stood  bool      // the place where the group stood at that time
 }
 
 // days are units that durations do not have.
 var days = regexp.MustCompile(`^([0-9]{1,5})d$`)
 
-// ParsePoint reads a point: first, an offset, a time as RFC 3339, or a duration,
-// which is that long before now.
+// stoodAt begins a point that names where the group stood at a time.
+const stoodAt = "commit@"
+
+// ParsePoint reads a point: first, an offset, a time as RFC 3339, a duration,
+// which is that long before now, or either with commit@ before it, which is where
+// the group stood then.
 func ParsePoint(text string, now time.Time) (Point, error) {
 	p := Point{text: text}
 	trimmed := strings.TrimSpace(text)
 	if trimmed == "first" {
 		p.first = true
 		return p, nil
+	}
+	if then, ok := strings.CutPrefix(trimmed, stoodAt); ok {
+		at, err := ParseTime(then, now)
+		p.at, p.stood = at, true
+		return p, err
 	}
 	if offset, err := strconv.ParseInt(trimmed, 10, 64); err == nil {
 		if offset < 0 {
@@ -46,7 +56,7 @@ func ParsePoint(text string, now time.Time) (Point, error) {
 		ago, err = time.Duration(n)*24*time.Hour, nil
 	}
 	if err != nil {
-		return p, fmt.Errorf("%q is neither first, nor an offset, nor a time like 2026-11-24T02:00:00Z, nor a duration like 90m or 3d", text)
+		return p, fmt.Errorf("%q is neither first, nor an offset, nor a time like 2026-11-24T02:00:00Z, nor a duration like 90m or 3d, nor commit@ and a time or duration", text)
 	}
 	if ago < 0 {
 		return p, fmt.Errorf("duration %s is negative; a duration is that long ago", ago)
@@ -59,7 +69,7 @@ func ParsePoint(text string, now time.Time) (Point, error) {
 // now.
 func ParseTime(text string, now time.Time) (time.Time, error) {
 	p, err := ParsePoint(text, now)
-	if err != nil || p.at.IsZero() {
+	if err != nil || p.at.IsZero() || p.stood {
 		return time.Time{}, fmt.Errorf("%q is neither a time like 2026-11-24T02:00:00Z nor a duration like 90m or 3d", text)
 	}
 	return p.at, nil
@@ -67,6 +77,22 @@ func ParseTime(text string, now time.Time) (time.Time, error) {
 
 // IsZero reports whether the point names no place.
 func (p Point) IsZero() bool { return p == Point{} }
+
+// After reports whether the point lies after another of its kind: both are times,
+// or both are offsets.
+func (p Point) After(other Point) bool {
+	switch {
+	case p.first || other.first || p.stood != other.stood || p.at.IsZero() != other.at.IsZero():
+		return false
+	case p.at.IsZero():
+		return p.offset > other.offset
+	default:
+		return p.at.After(other.at)
+	}
+}
+
+// Future reports whether the point is a time that has not come yet.
+func (p Point) Future(now time.Time) bool { return p.at.After(now) }
 
 // String returns the point as it was written.
 func (p Point) String() string { return p.text }

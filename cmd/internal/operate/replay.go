@@ -49,23 +49,26 @@ type Plan struct {
 	Seconds float64 `json:"seconds"`
 
 	// Skipped are the records of other deployments' shops.
-	Skipped int64 `json:"-"`
+	Skipped int64 `json:"skipped,omitempty"`
 	// Moves are the partitions whose records were looked at.
-	Moves []Move `json:"-"`
+	Moves []Move `json:"partitions"`
 	// Damaged says why the ledger cannot be trusted to know every shipment, ""
 	// if it can.
-	Damaged string `json:"-"`
+	Damaged string `json:"damaged,omitempty"`
 }
 
 // Move is what a replay means for a partition of the packed topic.
 type Move struct {
-	Partition int
+	Partition int `json:"partition"`
 	// Now is where the group stands.
-	Now int64
+	Now int64 `json:"group_at"`
 	// From and To are the records that are replayed.
-	From, To int64
-	First    int64 // of the records that are still there
-	End      int64
+	From  int64 `json:"from"`
+	To    int64 `json:"to"`
+	First int64 `json:"first"` // of the records that are still there
+	End   int64 `json:"end"`
+	// Note says where From is not what was asked for, "" if it is.
+	Note string `json:"note,omitempty"`
 }
 
 // Unfinished is how many records the group would pass over without handling
@@ -107,7 +110,7 @@ func (o *Operator) moves(ctx context.Context, r ReplayRange) ([]Move, error) {
 	}
 	for _, p := range r.Partitions {
 		if !slices.ContainsFunc(positions, func(at position) bool { return at.Partition == p }) {
-			return nil, fmt.Errorf("replay: topic %s has no partition %d; it has 0 to %d", o.settings.TopicPacked, p, len(positions)-1)
+			return nil, &FilterError{fmt.Sprintf("replay: topic %s has no partition %d; it has 0 to %d", o.settings.TopicPacked, p, len(positions)-1)}
 		}
 	}
 	from, err := o.resolve(ctx, r.From)
@@ -125,12 +128,26 @@ func (o *Operator) moves(ctx context.Context, r ReplayRange) ([]Move, error) {
 		}
 		m := Move{Partition: p.Partition, Now: p.at, First: p.First, End: p.End, To: p.End}
 		m.From = min(max(from(p), p.First), p.End)
+		m.Note = r.From.note(p, from(p))
 		if !r.To.IsZero() {
 			m.To = min(max(to(p), m.From), p.End)
 		}
 		moves = append(moves, m)
 	}
 	return moves, nil
+}
+
+// note says why a replay cannot begin at the offset that the point is in a
+// partition, "" if it can.
+func (p Point) note(at position, offset int64) string {
+	switch {
+	case offset > at.End:
+		return fmt.Sprintf("ends at %d, so that there is nothing at offset %d", at.End, offset)
+	case !p.first && at.First > 0 && offset < at.End && offset <= at.First && (offset < at.First || !p.at.IsZero()):
+		return fmt.Sprintf("begins at %d: what was before it is deleted", at.First)
+	default:
+		return ""
+	}
 }
 
 // resolve returns the offset that a point names, by partition.
@@ -140,6 +157,8 @@ func (o *Operator) resolve(ctx context.Context, p Point) (func(position) int64, 
 		return func(at position) int64 { return at.First }, nil
 	case p.at.IsZero():
 		return func(position) int64 { return p.offset }, nil
+	case p.stood:
+		return o.stoodAt(ctx, p.at)
 	}
 	offsets, err := o.kafka.OffsetsAt(ctx, o.settings.TopicPacked, p.at)
 	if err != nil {
@@ -258,13 +277,27 @@ type undoFile struct {
 	// Offsets are those of the records that would have been handled next, by
 	// partition.
 	Offsets map[int]int64 `json:"offsets"`
+	// Moved are those to which the group was moved.
+	Moved map[int]int64 `json:"moved"`
+}
+
+// back returns where an undo moves the group in a partition where it stands at
+// an offset now. A group that was moved back may have come further since; moving
+// it to where it stood would then be another replay. One that was moved forward
+// has passed over records that nobody has handled, however far it has come.
+func (u *undoFile) back(partition int, now int64) (before int64, ok bool) {
+	before, ok = u.Offsets[partition]
+	if moved, known := u.Moved[partition]; known && moved > before {
+		return before, ok && before < now
+	}
+	return before, ok && before > now
 }
 
 // save writes where the group stands to a file that is not there yet.
 func (o *Operator) save(p *Plan, file string) (string, error) {
-	u := undoFile{Group: o.settings.KafkaGroupID, Topic: o.settings.TopicPacked, Saved: time.Now().UTC().Truncate(time.Second), Offsets: map[int]int64{}}
+	u := undoFile{Group: o.settings.KafkaGroupID, Topic: o.settings.TopicPacked, Saved: time.Now().UTC().Truncate(time.Second), Offsets: map[int]int64{}, Moved: map[int]int64{}}
 	for _, m := range p.Moves {
-		u.Offsets[m.Partition] = m.Now
+		u.Offsets[m.Partition], u.Moved[m.Partition] = m.Now, m.From
 	}
 	text, err := json.MarshalIndent(u, "", "  ")
 	if err != nil {
@@ -303,8 +336,7 @@ func plainRune(r rune) rune {
 }
 
 // Undo moves the group back to where a file says that it stood, and returns the
-// partitions that it has moved. A partition in which the group has come further
-// than that meanwhile stays as it is: moving it would be another replay.
+// partitions that it has moved. See [undoFile.back] for those that stay as they are.
 func (o *Operator) Undo(ctx context.Context, file string) (moved []Move, err error) {
 	text, err := os.ReadFile(file) //nolint:gosec // the user names the file
 	if err != nil {
@@ -326,8 +358,8 @@ func (o *Operator) Undo(ctx context.Context, file string) (moved []Move, err err
 	}
 	offsets := map[int]int64{}
 	for _, p := range positions {
-		before, ok := u.Offsets[p.Partition]
-		if !ok || before <= p.at {
+		before, ok := u.back(p.Partition, p.at)
+		if !ok {
 			continue
 		}
 		offsets[p.Partition] = before

@@ -213,6 +213,19 @@ func TestReplayMoves(t *testing.T) {
 		t.Errorf("an unknown partition: %v", err)
 	}
 
+	// Passing over records by force can be undone, also when the group has gone on.
+	if _, err := o.Undo(t.Context(), filepath.Join(dir, "forced.json")); err != nil {
+		t.Fatal(err)
+	}
+	at("what was passed over comes again", 4, 4, 1)
+	if moved, err = o.Undo(t.Context(), filepath.Join(dir, "forced.json")); err != nil || len(moved) != 0 {
+		t.Errorf("undo of force twice: %+v, %v", moved, err)
+	}
+	if _, err := o.Undo(t.Context(), file); err != nil {
+		t.Fatal(err)
+	}
+	at("and undone again", 4, 4, 4)
+
 	other := w.settings
 	other.KafkaGroupID += "-other"
 	if _, err := New(&other, w.kafka, nil).Undo(t.Context(), file); err == nil || !strings.Contains(err.Error(), "is about group") {
@@ -270,10 +283,66 @@ func TestReplayRanges(t *testing.T) {
 	}
 }
 
+// TestReplaySinceCommit finds where the group stood at a time: at what it had
+// not answered by then, be it packed long before.
+func TestReplaySinceCommit(t *testing.T) {
+	w := newWorld(t)
+	old := time.Now().Add(-2 * time.Hour)
+	backlog := func(tids ...int) {
+		for _, tid := range tids {
+			w.append(schema.Record{Partition: tid % 2, Key: []byte(fmt.Sprint(tid)), Value: []byte(packedEvent(tid, "")), Time: old})
+		}
+	}
+	w.fault(upstreamtest.AnyRow(35), 12, 1)
+	backlog(1, 2, 3, 4)
+	w.append(schema.Record{Partition: 2, Value: []byte("rubbish"), Time: old})
+	w.settled()
+	time.Sleep(2 * time.Millisecond) // Kafka's times are milliseconds
+	then := time.Now()
+	backlog(11, 12, 13, 14)
+	w.produce(strings.Replace(packedEvent(1, ""), "evt-1", "evt-1-again", 1)) // shipped before, answered now
+	w.append(schema.Record{Partition: 2, Value: []byte("more rubbish"), Time: old})
+	w.settled()
+	// An earlier replay has answered everything once more.
+	w.idle()
+	if _, err := w.operator().Replay(t.Context(), w.plan(ReplayRange{From: point(t, "first")}), filepath.Join(t.TempDir(), "u"), false); err != nil {
+		t.Fatal(err)
+	}
+	w.settled()
+	now := time.Now()
+	w.produce(packedEvent(22, "")) // waits
+
+	from := func(what, text string, want ...int64) {
+		t.Helper()
+		var got []int64
+		for _, m := range w.plan(ReplayRange{From: point(t, text)}).Moves {
+			got = append(got, m.From)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: from %v, want %v", what, got, want)
+		}
+	}
+	from("then", "commit@"+then.Format(time.RFC3339Nano), 2, 2, 1)
+	from("before anything", "commit@3h", 0, 0, 0)
+	from("now", "commit@"+now.Format(time.RFC3339Nano), 4, 5, 2)
+	from("by the events' own times", "3h", 0, 0, 0)
+	if p := w.plan(ReplayRange{From: point(t, "commit@"+then.Format(time.RFC3339Nano))}); p.Records != 7 || p.Shipped != 4 || p.Failed != 1 || p.DeadLetters != 1 || p.New != 1 {
+		t.Errorf("plan: %+v", p)
+	}
+
+	// Results of that time are deleted.
+	shipped := w.topic(w.settings.TopicShipped)
+	w.expire(shipped[slices.IndexFunc(shipped, func(r *schema.Record) bool { return r.Offset > 0 })])
+	_, err := w.operator().PlanReplay(t.Context(), ReplayRange{From: point(t, "commit@3h")})
+	if _, ok := errors.AsType[*RefusalError](err); !ok || !strings.Contains(err.Error(), "keeps results only since") {
+		t.Errorf("forgotten: %v", err)
+	}
+}
+
 // TestPlanFields holds the names of a plan's fields to the contract with other
 // programs.
 func TestPlanFields(t *testing.T) {
-	text, err := json.Marshal(Plan{Skipped: 1, Damaged: "x", Moves: []Move{{}}})
+	text, err := json.Marshal(Plan{Skipped: 1, Damaged: "x", Moves: []Move{{Note: "x"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,9 +350,13 @@ func TestPlanFields(t *testing.T) {
 	if err := json.Unmarshal(text, &fields); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"beyond_horizon", "calls", "dead_letters", "failed", "in_doubt", "new", "points", "records", "seconds", "shipped"}
+	want := []string{"beyond_horizon", "calls", "damaged", "dead_letters", "failed", "in_doubt", "new", "partitions", "points", "records", "seconds", "shipped", "skipped"}
 	if diff := cmp.Diff(want, sortedKeys(fields)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+	move, ok := fields["partitions"].([]any)[0].(map[string]any)
+	if diff := cmp.Diff([]string{"end", "first", "from", "group_at", "note", "partition", "to"}, sortedKeys(move)); diff != "" || !ok {
+		t.Errorf("partition (-want +got):\n%s", diff)
 	}
 }
 

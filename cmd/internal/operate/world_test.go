@@ -15,7 +15,10 @@ import (
 	"time"
 
 	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"packship/cmd/internal/app"
 	"packship/producer/ledger"
@@ -228,6 +231,29 @@ func (w *world) topic(name string) []*schema.Record {
 		w.t.Fatal(err)
 	}
 	return records
+}
+
+// expire deletes what is before a record, as the topic's retention does.
+func (w *world) expire(before *schema.Record) {
+	w.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(w.settings.KafkaBrokers...))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer client.Close()
+	partition := kmsg.NewDeleteRecordsRequestTopicPartition()
+	partition.Partition, partition.Offset = int32(before.Partition), before.Offset //nolint:gosec // it is small
+	topic := kmsg.NewDeleteRecordsRequestTopic()
+	topic.Topic, topic.Partitions = before.Topic, append(topic.Partitions, partition)
+	req := kmsg.NewPtrDeleteRecordsRequest()
+	req.Topics = append(req.Topics, topic)
+	res, err := req.RequestWith(w.t.Context(), client)
+	if err == nil {
+		err = kerr.ErrorForCode(res.Topics[0].Partitions[0].ErrorCode)
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // counts is how much there is of everything.
