@@ -76,13 +76,26 @@ func (k *Kafka) Move(ctx context.Context, group, topic string, offsets map[int]i
 	if err != nil {
 		return err
 	}
-	metadata := map[int]string{}
+	places := map[int]Place{}
 	for _, p := range before {
-		metadata[p.Partition] = p.Metadata
+		if offset, ok := offsets[p.Partition]; ok {
+			places[p.Partition] = Place{offset, p.Metadata}
+		}
 	}
+	return k.Put(ctx, group, topic, places)
+}
+
+// Place is an offset of a group, and what is committed beside it.
+type Place struct {
+	Offset   int64
+	Metadata string
+}
+
+// Put commits places for a group without members, by partition of a topic.
+func (k *Kafka) Put(ctx context.Context, group, topic string, places map[int]Place) error {
 	var commits []kafka.OffsetCommit
-	for partition, offset := range offsets {
-		commits = append(commits, kafka.OffsetCommit{Partition: partition, Offset: offset, Metadata: metadata[partition]})
+	for partition, p := range places {
+		commits = append(commits, kafka.OffsetCommit{Partition: partition, Offset: p.Offset, Metadata: p.Metadata})
 	}
 	res, err := k.Client.OffsetCommit(ctx, &kafka.OffsetCommitRequest{
 		GroupID: group, GenerationID: -1, // of a group without members

@@ -37,6 +37,19 @@ func letterArg(cmd *cobra.Command, args []string) error {
 	return err
 }
 
+// letterArgs takes the ids of dead letters.
+func letterArgs(cmd *cobra.Command, args []string) error {
+	if err := cobra.MinimumNArgs(1)(cmd, args); err != nil {
+		return err
+	}
+	for _, id := range args {
+		if _, _, err := operate.ParseLetterID(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func newDLQList(std Streams) *cobra.Command {
 	var f operate.LetterFilter
 	var asJSON bool
@@ -193,6 +206,9 @@ func newDLQResend(std Streams) *cobra.Command {
 					return writeJSON(std.Out, map[string]any{"id": l.ID, "topic": s.TopicPacked, "packed_event": still == nil})
 				}
 				std.out("sent dead letter %s to %s\n", l.ID, s.TopicPacked)
+				if still == nil {
+					std.out("take it off the list with: packship dlq done %s\n", l.ID)
+				}
 				return nil
 			})
 		}),
@@ -224,23 +240,26 @@ func readValue(std Streams, file string) ([]byte, error) {
 }
 
 func newDLQDone(std Streams) *cobra.Command {
-	return &cobra.Command{
-		Use:   "done ID",
-		Short: "Mark a dead letter as done, and all before it in its partition",
-		Args:  letterArg,
+	var before bool
+	cmd := &cobra.Command{
+		Use:   "done ID…",
+		Short: "Mark dead letters as done, so that they are not listed any more",
+		Args:  letterArgs,
 		RunE: do(func(ctx context.Context, args []string) error {
 			return withOperator(ctx, std, loadKafka, func(ctx context.Context, o *operate.Operator, _ *app.Settings) error {
-				n, err := o.MarkDone(ctx, args[0])
+				n, err := o.MarkDone(ctx, args, before)
 				if err != nil {
 					return err
 				}
 				if n == 0 {
-					std.out("dead letter %s was done already\n", args[0])
+					std.out("nothing to mark: done already\n")
 					return nil
 				}
-				std.out("%s done; `packship dlq list --all` still shows them\n", counted(n, "dead letter is", "dead letters are"))
+				std.out("%s done; `packship dlq list --all` still shows what is done\n", counted(n, "dead letter is", "dead letters are"))
 				return nil
 			})
 		}),
 	}
+	cmd.Flags().BoolVar(&before, "before", false, "also all before it in its partition")
+	return cmd
 }

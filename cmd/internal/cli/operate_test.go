@@ -52,6 +52,8 @@ func TestOperateUsage(t *testing.T) {
 		"dlq":                    {kafka, []string{"dlq"}, 2, `^packship: packship dlq needs a command`},
 		"dlq show nothing":       {kafka, []string{"dlq", "show"}, 2, `^packship: accepts 1 arg`},
 		"dlq show nonsense":      {kafka, []string{"dlq", "show", "7"}, 2, `^packship: "7" is not the id of a dead letter, which is partition/offset`},
+		"dlq done nothing":       {kafka, []string{"dlq", "done"}, 2, `^packship: requires at least 1 arg`},
+		"dlq done nonsense":      {kafka, []string{"dlq", "done", "0/1", "7"}, 2, `^packship: "7" is not the id of a dead letter`},
 		"dlq resend no value":    {kafka, []string{"dlq", "resend", "0/0", "--value", "/nonexistent"}, 2, `^packship: --value: open /nonexistent`},
 		"dlq resend empty value": {kafka, []string{"dlq", "resend", "0/0", "--value", "-"}, 2, `^packship: --value: - is empty`},
 		"dlq unset":              {nil, []string{"dlq", "list"}, 2, `PACKSHIP_KAFKA_BROKERS is not set`},
@@ -270,8 +272,15 @@ func TestOperateStory(t *testing.T) {
 		t.Errorf("resend repaired: exit code %d, %q, %q", code, stdout, stderr)
 	}
 	ship()
-	match("dlq done", must("", "dlq", "done", "0/1"), `^2 dead letters are done`)
-	match("dlq list --all", must("", "dlq", "list", "--all"), `^0/1 .* not_utf8 \(done\) `)
+	match("dlq done", must("", "dlq", "done", "0/1"), `^1 dead letter is done`)
+	match("dlq list --all", must("", "dlq", "list", "--all"), `^0/0 .* not_utf8  `, `^0/1 .* not_utf8 \(done\) `)
+	match("dlq done --before", must("", "dlq", "done", "0/1", "--before"), `^1 dead letter is done`)
+	if out := must("", "dlq", "done", "0/0", "0/1"); out != "nothing to mark: done already\n" {
+		t.Errorf("dlq done twice: %q", out)
+	}
+	if code, stdout, stderr := do("", "dlq", "list", "--reason", "not_utf"); code != 2 || stdout != "" || !strings.Contains(stderr, `there is no reason "not_utf", and no dead letter has it; there are `) {
+		t.Errorf("dlq list by a misspelt reason: exit code %d, %q, %q", code, stdout, stderr)
+	}
 	if code, _, stderr := do("", "dlq", "show", "0/9"); code != 1 || !strings.Contains(stderr, "there is no dead letter 0/9 in ") {
 		t.Errorf("dlq show of nothing: exit code %d, %q", code, stderr)
 	}

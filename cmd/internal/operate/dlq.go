@@ -69,21 +69,30 @@ type LetterCount struct {
 
 // DeadLetters lists dead letters in the order of their times.
 func (o *Operator) DeadLetters(ctx context.Context, f LetterFilter) ([]Letter, error) {
-	done, err := o.doneLetters(ctx)
+	done, _, err := o.doneLetters(ctx)
 	if err != nil {
 		return nil, err
 	}
-	letters := []Letter{}
+	letters, known := []Letter{}, map[string]bool{}
 	err = o.readAll(ctx, o.settings.TopicDLQ, func(rec *schema.Record) error {
 		l := letter(rec)
-		l.Done = rec.Offset < done[rec.Partition]
+		l.Done = done[rec.Partition].done(rec.Offset)
+		known[l.Reason] = true
 		if (f.All || !l.Done) && (len(f.Reasons) == 0 || slices.Contains(f.Reasons, l.Reason)) {
 			letters = append(letters, l)
 		}
 		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
+	for _, reason := range f.Reasons {
+		if !known[reason] && !slices.Contains(schema.NotPackedReasons, reason) {
+			return nil, &FilterError{fmt.Sprintf("dlq: there is no reason %q, and no dead letter has it; there are %s", reason, strings.Join(schema.NotPackedReasons, ", "))}
+		}
+	}
 	slices.SortStableFunc(letters, func(a, b Letter) int { return a.Time.Compare(b.Time) })
-	return letters, err
+	return letters, nil
 }
 
 // CountLetters counts dead letters by reason, the most frequent first.
@@ -122,11 +131,26 @@ func (o *Operator) DeadLetter(ctx context.Context, id string) (Letter, error) {
 		return Letter{}, err
 	}
 	if rec == nil {
-		return Letter{}, fmt.Errorf("dlq: there is no dead letter %s in %s; `packship dlq list` shows those that there are", id, o.settings.TopicDLQ)
+		return Letter{}, o.noLetter(ctx, partition, offset)
 	}
 	l := letter(rec)
 	l.Record = rec
 	return l, nil
+}
+
+// noLetter says why there is no dead letter at a place.
+func (o *Operator) noLetter(ctx context.Context, partition int, offset int64) error {
+	ranges, err := o.kafka.Ranges(ctx, o.settings.TopicDLQ)
+	if err != nil {
+		return err
+	}
+	for _, r := range ranges {
+		if r.Partition == partition && offset < r.From {
+			return fmt.Errorf("dlq: dead letter %d/%d is deleted: %s keeps nothing before %d/%d; if its packed record is still there, `packship replay` finds it again",
+				partition, offset, o.settings.TopicDLQ, partition, r.From)
+		}
+	}
+	return fmt.Errorf("dlq: there is no dead letter %d/%d in %s; `packship dlq list` shows those that there are", partition, offset, o.settings.TopicDLQ)
 }
 
 // resentMark is the header of a packed record that names the dead letter which it
@@ -155,42 +179,6 @@ func (o *Operator) Resend(ctx context.Context, l Letter, value []byte) (still *s
 	_, why := schema.DecodePacked(rec)
 	still, _ = errors.AsType[*schema.NotPackedError](why)
 	return still, nil
-}
-
-// doneGroup is a group without members, whose offsets say up to where the dead
-// letters are done.
-func (o *Operator) doneGroup() string { return o.settings.KafkaGroupID + "-dlq" }
-
-// doneLetters returns the first dead letter that is not done, by partition.
-func (o *Operator) doneLetters(ctx context.Context) (map[int]int64, error) {
-	progress, err := o.kafka.ProgressOf(ctx, o.doneGroup(), o.settings.TopicDLQ)
-	if err != nil {
-		return nil, err
-	}
-	done := map[int]int64{}
-	for _, p := range progress {
-		done[p.Partition] = p.Committed
-	}
-	return done, nil
-}
-
-// MarkDone marks a dead letter as done, and with it all before it in its
-// partition. It returns how many those are.
-func (o *Operator) MarkDone(ctx context.Context, id string) (int64, error) {
-	l, err := o.DeadLetter(ctx, id)
-	if err != nil {
-		return 0, err
-	}
-	done, err := o.doneLetters(ctx)
-	if err != nil {
-		return 0, err
-	}
-	rec := l.Record
-	n := rec.Offset + 1 - max(0, done[rec.Partition])
-	if n <= 0 {
-		return 0, nil
-	}
-	return n, o.kafka.Move(ctx, o.doneGroup(), o.settings.TopicDLQ, map[int]int64{rec.Partition: rec.Offset + 1})
 }
 
 // Shown is a dead letter as a program reads it: with its headers and value.

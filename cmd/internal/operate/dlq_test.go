@@ -2,6 +2,7 @@ package operate
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 
@@ -112,23 +113,54 @@ func TestDeadLetters(t *testing.T) {
 		t.Errorf("it came back from %q with key %q", from, full.Record.Key)
 	}
 
-	// Done is done, and all before it in its partition.
-	total := 0
-	for len(letters) > 0 {
-		n, err := o.MarkDone(ctx, letters[len(letters)-1].ID)
-		if err != nil || n == 0 {
+	if none, err := o.DeadLetters(ctx, LetterFilter{Reasons: []string{schema.ReasonCloudEvent}}); err != nil || len(none) != 0 {
+		t.Errorf("a reason that none has: %+v, %v", none, err)
+	}
+	if _, err := o.DeadLetters(ctx, LetterFilter{Reasons: []string{"not_utf"}}); err == nil || !strings.Contains(err.Error(), `there is no reason "not_utf", and no dead letter has it; there are empty_value, not_utf8, `) {
+		t.Errorf("a misspelt reason: %v", err)
+	}
+
+	// Done is done, and nothing else.
+	for i, l := range slices.Backward(letters) {
+		if n, err := o.MarkDone(ctx, []string{l.ID}, false); err != nil || n != 1 {
 			t.Fatalf("done: %d, %v", n, err)
 		}
-		total += int(n)
-		if letters, err = o.DeadLetters(ctx, LetterFilter{}); err != nil || len(letters) != 4-total {
-			t.Fatalf("%d letters left, %v; %d of 4 are done", len(letters), err, total)
+		left, err := o.DeadLetters(ctx, LetterFilter{})
+		if diff := cmp.Diff(letters[:i], left, cmpopts.EquateEmpty()); diff != "" || err != nil {
+			t.Fatalf("left when %s is done: %v, (-want +got):\n%s", l.ID, err, diff)
 		}
 	}
-	if n, err := o.MarkDone(ctx, again.ID); err != nil || n != 0 {
+	if n, err := o.MarkDone(ctx, []string{again.ID}, false); err != nil || n != 0 {
 		t.Errorf("done twice: %d, %v", n, err)
 	}
 	if all, err := o.DeadLetters(ctx, LetterFilter{All: true}); err != nil || len(all) != 4 || !all[0].Done {
 		t.Errorf("all: %+v, %v", all, err)
+	}
+
+	// All before one.
+	for range 4 {
+		w.append(schema.Record{Topic: w.settings.TopicDLQ, Partition: 2, Value: []byte("more")})
+	}
+	more, err := o.DeadLetters(ctx, LetterFilter{})
+	if err != nil || len(more) != 4 {
+		t.Fatalf("%+v, %v; want 4 more", more, err)
+	}
+	if n, err := o.MarkDone(ctx, []string{more[1].ID, more[3].ID}, false); err != nil || n != 2 {
+		t.Errorf("every other: %d, %v", n, err)
+	}
+	if n, err := o.MarkDone(ctx, []string{more[2].ID}, true); err != nil || n != 2 {
+		t.Errorf("those between: %d, %v", n, err)
+	}
+	if left, err := o.DeadLetters(ctx, LetterFilter{}); err != nil || len(left) != 0 {
+		t.Errorf("left %+v, %v", left, err)
+	}
+	second, err := o.DeadLetter(ctx, more[1].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.expire(second.Record)
+	if _, err := o.DeadLetter(ctx, more[0].ID); err == nil || !strings.Contains(err.Error(), "is deleted") {
+		t.Errorf("a deleted one: %v", err)
 	}
 
 	for id, want := range map[string]string{
