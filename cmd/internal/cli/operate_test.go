@@ -44,7 +44,10 @@ func TestOperateUsage(t *testing.T) {
 		"redrive set identity":   {kafka, []string{"redrive", "--set", "tid=1"}, 2, `^packship: --set: "tid" is no field that can be set; there are occurred_at, out_sid, `},
 		"redrive since":          {kafka, []string{"redrive", "--since", "12"}, 2, `^packship: --since: "12" is neither a time`},
 		"redrive until":          {kafka, []string{"redrive", "--until", "x"}, 2, `^packship: --until: `},
-		"redrive limit":          {kafka, []string{"redrive", "--limit", "-1"}, 2, `^packship: --limit and --rate cannot be negative`},
+		"redrive limit":          {kafka, []string{"redrive", "--limit", "-1"}, 2, `^packship: --limit and --rate are numbers from 0 on\n$`},
+		"redrive rate":           {kafka, []string{"redrive", "--rate", "NaN"}, 2, `^packship: --limit and --rate are numbers from 0 on\n$`},
+		"redrive no time":        {kafka, []string{"redrive", "--since", "1h", "--until", "2h"}, 2, `^packship: --since 1h does not lie before --until 2h\n$`},
+		"redrive no order":       {kafka, []string{"redrive", "--tid", "12x"}, 2, `^packship: --tid: "12x" is no order id`},
 		"redrive no corrections": {kafka, []string{"redrive", "--corrections", "/nonexistent"}, 2, `^packship: --corrections: open /nonexistent`},
 		"redrive bad table":      {kafka, []string{"redrive", "--corrections", table}, 2, `^packship: --corrections: the header row lacks tid; it names out_sid\n$`},
 		"trace nobody":           {kafka, []string{"trace"}, 2, `^packship: accepts 1 arg`},
@@ -193,7 +196,7 @@ func TestOperateStory(t *testing.T) {
 		`^1 order to send: 1 call, at most 1 point, 100ms at the rate of the account$`, `^nothing was sent; --execute sends them$`)
 	match("redrive", must("tid,out_sid\n2000003,SF0000000000033\n", "redrive", "--corrections", "-", "--rate", "0", "--execute"), `^sent 1 of 1 order: `)
 	match("redrive again", must("", "redrive", "--execute"),
-		`^1 +sent +it was sent again already, and waits or is answered$`, `^order 2000003 +sent`, `^nothing is sent: all 1 failed order is refused$`)
+		`^1 +sent +it was sent again already, and waits or is answered$`, `^order 2000003 +sent`, `^nothing is sent: the failed order is refused$`)
 	ship()
 	match("redrive when shipped", must("", "redrive", "--execute"), `^1 +order_shipped +the order was shipped by another event`)
 	if out := must("", "redrive", "--reason", "waybill_expired", "--class", "address"); out != "no failed order fits\n" {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"math"
 	"os"
 	"text/tabwriter"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"packship/cmd/internal/app"
 	"packship/cmd/internal/operate"
 	"packship/cmd/internal/pack"
+	"packship/schema"
 )
 
 // redriveFlags are the flags of redrive.
@@ -19,7 +21,6 @@ type redriveFlags struct {
 	since, until    string
 	set             []string
 	corrections     string
-	rate            float64
 	rateGiven       bool
 	execute, asJSON bool
 }
@@ -53,7 +54,7 @@ Only the orders in it are sent then.`,
 	flags.StringArrayVar(&f.set, "set", nil, "FIELD=VALUE: give the events another value, or none; repeatable")
 	flags.StringVar(&f.corrections, "corrections", "", "table of changes, order by order")
 	flags.IntVar(&f.filter.Limit, "limit", 1000, "send at most so many; 0 is no limit")
-	flags.Float64Var(&f.rate, "rate", 0, "send at most so many a second; 0 is no limit (default: the rate of the account)")
+	flags.Float64Var(&f.filter.PerSecond, "rate", 0, "send at most so many a second; 0 is no limit (default: the rate of the account)")
 	flags.BoolVar(&f.execute, "execute", false, "send them")
 	flags.BoolVar(&f.filter.Force, "force", false, "also send what may be shipped, and whatever else you know better")
 	flags.BoolVar(&f.asJSON, "json", false, "write the report as JSON")
@@ -85,8 +86,16 @@ func (f *redriveFlags) parse(std Streams) error {
 		}
 		f.filter.Set = append(f.filter.Set, change)
 	}
-	if f.filter.Limit < 0 || f.rate < 0 {
-		return usagef("--limit and --rate cannot be negative")
+	if f.filter.Limit < 0 || !(f.filter.PerSecond >= 0) || math.IsInf(f.filter.PerSecond, 1) {
+		return usagef("--limit and --rate are numbers from 0 on")
+	}
+	if !f.filter.Since.IsZero() && !f.filter.Until.IsZero() && !f.filter.Since.Before(f.filter.Until) {
+		return usagef("--since %s does not lie before --until %s", f.since, f.until)
+	}
+	for _, tid := range f.filter.TIDs {
+		if !schema.ValidID(tid) {
+			return usagef("--tid: %q is no order id: a whole number from 1 to 9223372036854775807", tid)
+		}
 	}
 	if f.corrections == "" {
 		return nil
@@ -115,17 +124,16 @@ func redrive(ctx context.Context, std Streams, f *redriveFlags) error {
 		return err
 	}
 	return withOperator(ctx, std, app.LoadWithoutToken, func(ctx context.Context, o *operate.Operator, s *app.Settings) error {
+		if !f.rateGiven {
+			f.filter.PerSecond = s.RatePerSecond
+		}
 		plan, err := o.PlanRedrive(ctx, f.filter)
 		if err != nil {
 			return err
 		}
 		var failed error
 		if f.execute {
-			perSecond := f.rate
-			if !f.rateGiven {
-				perSecond = s.RatePerSecond
-			}
-			failed = o.Redrive(ctx, plan, perSecond)
+			failed = o.Redrive(ctx, plan)
 		}
 		if f.asJSON {
 			err = writeJSON(std.Out, plan)
@@ -141,6 +149,22 @@ func redrive(ctx context.Context, std Streams, f *redriveFlags) error {
 
 // detailed is how many orders are shown one by one.
 const detailed = 20
+
+// byUrgency returns the orders that are refused, those first that somebody has to
+// see to: of the others the story went on without this failure.
+func byUrgency(orders []operate.RedriveOrder) []operate.RedriveOrder {
+	var urgent, over []operate.RedriveOrder
+	for _, o := range orders {
+		switch o.Refused {
+		case "":
+		case operate.RefusedShipped, operate.RefusedOrderShipped, operate.RefusedSuperseded, operate.RefusedSent:
+			over = append(over, o)
+		default:
+			urgent = append(urgent, o)
+		}
+	}
+	return append(urgent, over...)
+}
 
 func showRedrive(std Streams, p *operate.Redrive) error {
 	w := tabwriter.NewWriter(std.Out, 0, 0, 2, ' ', 0)
@@ -158,10 +182,7 @@ func showRedrive(std Streams, p *operate.Redrive) error {
 		}
 		row(w, "")
 		shown := 0
-		for _, o := range p.Orders {
-			if o.Refused == "" {
-				continue
-			}
+		for _, o := range byUrgency(p.Orders) {
 			if shown++; shown > detailed {
 				row(w, "…\tand %d more; --json lists all", p.Refused-detailed)
 				break
@@ -183,8 +204,12 @@ func showRedrive(std Streams, p *operate.Redrive) error {
 	switch {
 	case p.Found == 0:
 		std.out("no failed order fits\n")
+	case p.Selected == 0 && p.Refused == 1:
+		std.out("nothing is sent: the failed order is refused\n")
 	case p.Selected == 0:
-		std.out("nothing is sent: all %s refused\n", counted(p.Refused, "failed order is", "failed orders are"))
+		std.out("nothing is sent: all %d failed orders are refused\n", p.Refused)
+	case p.Sent < p.Selected && p.Executed:
+		std.out("sent %d of %s\n", p.Sent, counted(p.Selected, "order", "orders"))
 	case p.Executed:
 		std.out("sent %d of %s: %s\n", p.Sent, counted(p.Selected, "order", "orders"), cost)
 	default:

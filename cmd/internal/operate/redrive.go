@@ -30,6 +30,8 @@ type RedriveFilter struct {
 	Corrections *Corrections
 	// Limit bounds how many are sent, 0: no limit.
 	Limit int
+	// PerSecond is how many are sent a second at most, 0: no limit.
+	PerSecond float64
 	// Force also sends what may be shipped, and whatever else a person may
 	// know better.
 	Force bool
@@ -117,7 +119,8 @@ type Redrive struct {
 	// Damaged is as in a [Plan].
 	Damaged string `json:"damaged,omitempty"`
 
-	events []redriven
+	events    []redriven
+	perSecond float64
 }
 
 // RedriveReason counts by the reason of the failure.
@@ -178,10 +181,10 @@ func (o *Operator) PlanRedrive(ctx context.Context, f RedriveFilter) (*Redrive, 
 		}
 	}
 	s := &selection{
-		Operator: o, filter: f, orders: orders, plan: &Redrive{Refusals: []RedriveRefusal{}, Orders: []RedriveOrder{}, Unmatched: []UnmatchedLine{}},
-		reasons: map[string]bool{}, classes: map[string]bool{}, newest: map[part]newest{}, sent: map[string]bool{}, repacked: map[part]bool{}, chosen: map[schema.Key]bool{},
+		Operator: o, filter: f, orders: orders, plan: &Redrive{perSecond: f.PerSecond, Refusals: []RedriveRefusal{}, Orders: []RedriveOrder{}, Unmatched: []UnmatchedLine{}},
+		reasons: map[string]bool{}, classes: map[string]bool{}, newest: map[part]newest{}, sent: map[string]bool{}, repacked: map[part]bool{}, chosen: map[schema.Key]bool{}, alike: map[string]map[order]bool{},
 	}
-	for _, step := range []func(context.Context) error{s.findFailures, s.knowWords, s.findShipped, s.findStanding, s.findWaiting, s.judge} {
+	for _, step := range []func(context.Context) error{s.findPlace, s.findFailures, s.knowWords, s.findShipped, s.findStanding, s.findWaiting, s.judge, s.mayShare} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -210,8 +213,11 @@ type selection struct {
 	// repacked what waits there in any event.
 	sent     map[string]bool
 	repacked map[part]bool
+	place    []position // of the group when the planning began
 	memory   *ledger.Reader
 	chosen   map[schema.Key]bool
+	// alike are the orders that are to get the same value of a field.
+	alike map[string]map[order]bool
 }
 
 // part is what is to be shipped, under whatever waybill.
@@ -230,6 +236,13 @@ func partOf(shop, tid string, split int, sub []string) part {
 func partOfResult(r *schema.Result) part { return partOf(r.ShopID, r.TID, r.IsSplit, r.SubTID) }
 
 func orderOf(r *schema.Result) order { return order{r.ShopID, r.TID} }
+
+// findPlace notes where the group stands. It comes before all reading, so that
+// what is handled meanwhile is found among the events that wait, if nowhere else.
+func (s *selection) findPlace(ctx context.Context) (err error) {
+	s.place, err = s.positions(ctx)
+	return err
+}
 
 // findFailures reads the failed results. Those that were published more than
 // once are taken once.
@@ -349,13 +362,16 @@ func (s *selection) findWaiting(ctx context.Context) error {
 	if len(s.found) == 0 {
 		return nil
 	}
-	positions, err := s.positions(ctx)
+	ranges, err := s.kafka.Ranges(ctx, s.settings.TopicPacked)
 	if err != nil {
 		return err
 	}
-	ranges := make([]app.Range, len(positions))
-	for i, p := range positions {
-		ranges[i] = app.Range{Partition: p.Partition, From: p.at, To: p.End}
+	for _, p := range s.place {
+		for i := range ranges {
+			if ranges[i].Partition == p.Partition {
+				ranges[i].From = max(ranges[i].From, p.at)
+			}
+		}
 	}
 	s.meter.Begin("reading what waits in "+s.settings.TopicPacked, total(ranges))
 	defer s.meter.End()
@@ -368,10 +384,17 @@ func (s *selection) findWaiting(ctx context.Context) error {
 			s.sent[id] = true
 			return nil
 		}
-		// An event that is answered waits only to be answered again.
-		if _, ok := s.shipped[order{p.ShopID, p.TID}]; ok && s.memory.Look(&p.Shipment, p.EventID).State != schema.StateSettled {
-			s.repacked[partOf(p.ShopID, p.TID, p.IsSplit, p.SubTID)] = true
+		of := order{p.ShopID, p.TID}
+		if _, ok := s.shipped[of]; !ok {
+			return nil
 		}
+		switch st := s.memory.Look(&p.Shipment, p.EventID); {
+		case st.State != schema.StateSettled:
+			s.repacked[partOf(p.ShopID, p.TID, p.IsSplit, p.SubTID)] = true
+		case st.Verdict == schema.Shipped: // which perhaps nobody has been told yet
+			s.shipped[of] = append(s.shipped[of], schema.Result{IsSplit: p.IsSplit, SubTID: p.SubTID, Source: schema.Source{EventID: p.EventID}})
+		}
+		// Any other event that is answered waits only to be answered again.
 		return nil
 	})
 }
@@ -484,12 +507,40 @@ func (s *selection) decide(c *candidate, original *schema.Record) {
 	listed := RedriveOrder{TID: c.result.TID, ShopID: c.result.ShopID, ResultID: c.result.ResultID, Reason: c.result.Reason, Refused: why, Detail: detail}
 	if why == "" {
 		listed.EventID = redriveID(c.result.ResultID)
+		s.share(c)
 		s.plan.Selected++
 		s.plan.events = append(s.plan.events, redriven{c.result.TID, s.orders.Account(c.result.ShopID), made})
 	} else {
 		s.plan.Refused++
 	}
 	s.plan.Orders = append(s.plan.Orders, listed)
+}
+
+// ofOne are the fields whose value can be right for one order only.
+var ofOne = []string{"out_sid", "sub_tid"}
+
+// share notes what of an order is set to a value that others may get, too.
+func (s *selection) share(c *candidate) {
+	for _, set := range s.filter.Set {
+		own := c.row != nil && slices.ContainsFunc(c.row.changes, func(x Change) bool { return x.Field == set.Field })
+		if own || set.Value == nil || !slices.Contains(ofOne, set.Field) {
+			continue
+		}
+		if s.alike[set.Field] == nil {
+			s.alike[set.Field] = map[order]bool{}
+		}
+		s.alike[set.Field][orderOf(&c.result)] = true
+	}
+}
+
+// mayShare refuses to give several orders what only one can have.
+func (s *selection) mayShare(context.Context) error {
+	for _, field := range ofOne {
+		if n := len(s.alike[field]); n > 1 && !s.filter.Force {
+			return &FilterError{fmt.Sprintf("redrive: --set %s would give %d orders the same value; name one with --tid, give each its own with --corrections, or insist with --force", field, n)}
+		}
+	}
+	return nil
 }
 
 // event makes the packed event that a failed result is sent again as, or says
@@ -538,7 +589,7 @@ func (s *selection) event(c *candidate, original *schema.Record) (*schema.Record
 	case then.State == schema.StateHeld || now.State == schema.StateHeld:
 		return nil, RefusedUnderWay, ""
 	case covered && !force:
-		return nil, RefusedOrderShipped, "by result " + by
+		return nil, RefusedOrderShipped, "by " + by
 	case (r.MaybeShipped || then.Doubt || now.Doubt) && !force:
 		return nil, RefusedMaybeShipped, ""
 	case again && len(changes) == 0 && !force:
@@ -574,11 +625,14 @@ func decodeOriginal(original *schema.Record, r *schema.Result) (*schema.Packed, 
 }
 
 // covered reports whether an order was shipped by an event that ships what this
-// one would, in whole or in part, and by which result.
-func (s *selection) covered(p *schema.Packed) (resultID string, ok bool) {
+// one would, in whole or in part, and by what.
+func (s *selection) covered(p *schema.Packed) (by string, ok bool) {
 	for _, r := range s.shipped[order{p.ShopID, p.TID}] {
 		if r.IsSplit == 0 || p.IsSplit == 0 || slices.ContainsFunc(r.SubTID, func(id string) bool { return slices.Contains(p.SubTID, id) }) {
-			return r.ResultID, true
+			if r.ResultID == "" {
+				return "event " + r.Source.EventID, true
+			}
+			return "result " + r.ResultID, true
 		}
 	}
 	return "", false
@@ -636,5 +690,8 @@ func (s *selection) sum() {
 	}
 	p.Calls = int64(len(p.events))
 	p.Points = p.Calls * pointsPerCall
+	if s.filter.PerSecond > 0 { // the first leaves at once
+		longest = max(longest, time.Duration(float64(p.Calls-1)/s.filter.PerSecond*float64(time.Second)))
+	}
 	p.Seconds = seconds(longest)
 }

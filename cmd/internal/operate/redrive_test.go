@@ -26,7 +26,7 @@ func (w *world) redrive(f RedriveFilter, execute bool) *Redrive {
 		w.t.Fatal(err)
 	}
 	if execute {
-		if err := o.Redrive(w.t.Context(), p, 0); err != nil {
+		if err := o.Redrive(w.t.Context(), p); err != nil {
 			w.t.Fatal(err)
 		}
 	}
@@ -96,11 +96,11 @@ func TestRedriveResumed(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	broken := New(&w.settings, w.kafka, &breaker{stop: cancel, after: n / 2})
-	plan, err := broken.PlanRedrive(ctx, RedriveFilter{})
+	plan, err := broken.PlanRedrive(ctx, RedriveFilter{PerSecond: 1000})
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = broken.Redrive(ctx, plan, 1000)
+	err = broken.Redrive(ctx, plan)
 	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("redrive: stopped after %d of %d events", plan.Sent, n)) || plan.Sent < n/2 || plan.Sent == n {
 		t.Fatalf("broken off: %v, %d sent", err, plan.Sent)
 	}
@@ -279,6 +279,42 @@ func TestRedriveRefuses(t *testing.T) {
 	}
 }
 
+// during does something when a part of a work begins.
+type during struct {
+	silent
+
+	what string
+	do   func()
+}
+
+func (d *during) Begin(what string, _ int64) {
+	if strings.Contains(what, d.what) {
+		d.do()
+	}
+}
+
+// TestRedriveMeanwhile has an order packed again with another waybill number, and
+// shipped, while a redrive is planned: whenever that is, it is not sent again.
+func TestRedriveMeanwhile(t *testing.T) {
+	for _, what := range []string{"shipment-failed", "reading the ledger", "order.shipped"} {
+		t.Run(what, func(t *testing.T) {
+			w := newWorld(t)
+			w.fault(upstreamtest.AnyRow(35), 1, 1)
+			w.produce(packedEvent(1, ""))
+			w.settled()
+			again := strings.NewReplacer("SF000", "SF777", "evt-", "evt-b-").Replace(packedEvent(1, ""))
+			o := New(&w.settings, w.kafka, &during{what: what, do: func() { w.produce(again); w.settled() }})
+			p, err := o.PlanRedrive(t.Context(), RedriveFilter{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p.Found != 1 || p.Selected != 0 {
+				t.Errorf("%+v, want it refused", p)
+			}
+		})
+	}
+}
+
 // TestRedriveFilters selects by each filter.
 func TestRedriveFilters(t *testing.T) {
 	w := newWorld(t)
@@ -325,6 +361,23 @@ func TestRedriveFilters(t *testing.T) {
 		"set wrongly": {RedriveFilter{TIDs: []string{"1"}, Set: set("out_sid=")}, map[string]Refused{"1": RefusedInvalid}},
 		"corrections": {RedriveFilter{Corrections: table("tid,company_code\n5,YTO\n77,SF\n")}, map[string]Refused{"5": ""}},
 	}
+	// Several orders must not get the waybill number of one.
+	alike := RedriveFilter{Reasons: []string{"waybill_already_used"}, Set: set("out_sid=SF7777777777777")}
+	if _, err := w.operator().PlanRedrive(t.Context(), alike); err == nil || !strings.Contains(err.Error(), "--set out_sid would give 4 orders the same value") {
+		t.Errorf("one waybill number for all: %v", err)
+	}
+	alike.Force = true
+	if p := w.redrive(alike, false); p.Selected != 4 {
+		t.Errorf("one waybill number for all, by force: %+v", p)
+	}
+	alike.Force, alike.Corrections = false, table("tid,out_sid\n1,SF0000000000101\n2,\n3,SF0000000000103\n")
+	if p := w.redrive(alike, false); p.Selected != 3 {
+		t.Errorf("one waybill number for the one that the table has none for: %+v", p)
+	}
+	if p := w.redrive(RedriveFilter{Reasons: []string{"waybill_already_used"}, PerSecond: 0.5}, false); p.Seconds != 6 {
+		t.Errorf("4 events, one every two seconds: %g seconds, want 6", p.Seconds)
+	}
+
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			p := w.redrive(tt.filter, false)

@@ -25,15 +25,14 @@ const (
 	patience = 10 * time.Second
 )
 
-// Redrive sends what a plan has selected, at most perSecond events a second, or
-// as fast as it goes if that is 0. It may be broken off: a plan that is made
+// Redrive sends what a plan has selected, as fast as its filter allows. It may be broken off: a plan that is made
 // afterwards leaves out what was sent, and an event that is sent twice
 // nevertheless is the same event, so that it causes no second call.
-func (o *Operator) Redrive(ctx context.Context, p *Redrive, perSecond float64) error {
+func (o *Operator) Redrive(ctx context.Context, p *Redrive) error {
 	p.Executed = true
 	limiter := rate.NewLimiter(rate.Inf, 1)
-	if perSecond > 0 {
-		limiter = rate.NewLimiter(rate.Limit(perSecond), 1)
+	if p.perSecond > 0 {
+		limiter = rate.NewLimiter(rate.Limit(p.perSecond), 1)
 	}
 	o.meter.Begin("sending", int64(len(p.events)))
 	defer o.meter.End()
