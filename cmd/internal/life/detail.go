@@ -2,6 +2,7 @@ package life
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -19,6 +20,9 @@ func (s *Story) Detail(m *Moment) string {
 		if m.RedriveOf != "" {
 			add("sent again for result %s", m.RedriveOf)
 		}
+		if m.ResentFrom != "" {
+			add("sent again from dead letter %s", m.ResentFrom)
+		}
 		add("shop %s, waybill %s, carrier %s", p.ShopID, dash(p.OutSID), dash(p.CompanyCode))
 	case KindIntent:
 		add("round %d for event %s by %s", m.Round, m.EventID, m.Instance())
@@ -32,6 +36,7 @@ func (s *Story) Detail(m *Moment) string {
 		add("reached nothing: %s", cmp.Or(m.Why, "no reason given"))
 	case KindOutcome:
 		add("%s", m.outcome())
+		add("%s", m.answer())
 		add("result %s", m.ResultID)
 	case KindPublished:
 		add("%s", m.outcome())
@@ -54,6 +59,26 @@ func (m *Moment) outcome() string {
 		text += ", may be shipped all the same"
 	}
 	return text
+}
+
+// answer says what the API has answered in the end, and to how many calls.
+func (m *Moment) answer() string {
+	var r schema.Result
+	if json.Unmarshal(m.Result, &r) != nil {
+		return "result unreadable"
+	}
+	calls := fmt.Sprintf("%d calls", r.Attempts)
+	switch r.Attempts {
+	case 0:
+		return "no call"
+	case 1:
+		calls = "1 call"
+	}
+	u := r.Upstream
+	if u == nil {
+		return calls + " without an answer that could be read"
+	}
+	return fmt.Sprintf("%s, answered with HTTP %d, code %d %q in %d ms", calls, u.HTTPStatus, u.Code, u.Msg, u.Msec)
 }
 
 // dash stands for what is empty.

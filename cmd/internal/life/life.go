@@ -88,8 +88,10 @@ type Moment struct {
 	// Shipment counts from 1 in [Story].Shipments; 0 is none.
 	Shipment int    `json:"shipment,omitempty"`
 	EventID  string `json:"event_id,omitempty"`
-	// RedriveOf is the failed result that a packed event was made from.
-	RedriveOf string `json:"redrive_of,omitempty"`
+	// RedriveOf is the failed result that a packed event was made from,
+	// ResentFrom the dead letter, as topic/partition/offset.
+	RedriveOf  string `json:"redrive_of,omitempty"`
+	ResentFrom string `json:"resent_from,omitempty"`
 
 	Attempt string `json:"attempt,omitempty"`
 	Prev    string `json:"prev,omitempty"` // the attempt that was taken over
@@ -116,11 +118,19 @@ func (m *Moment) Instance() string {
 // failed result that it was made from.
 const RedriveMark = "redrive_of"
 
+// RedrivePrefix begins the event id of such a packed event.
+const RedrivePrefix = "redrive-"
+
+// ResentMark is the header of a packed record that names the dead letter which
+// it was.
+const ResentMark = "resent_from"
+
 // Packed is a packed event that was found.
 type Packed struct {
 	*schema.Packed
-	Record    *schema.Record
-	RedriveOf string
+	Record     *schema.Record
+	RedriveOf  string
+	ResentFrom string
 	// Ahead is how many offsets the group has still to pass before it, -1 if
 	// it has passed the record.
 	Ahead int64
@@ -134,6 +144,7 @@ func PackedOf(rec *schema.Record, tid string, ahead int64) (Packed, bool) {
 	}
 	found := Packed{Packed: p, Record: rec, Ahead: ahead}
 	found.RedriveOf, _ = rec.Header(RedriveMark)
+	found.ResentFrom, _ = rec.Header(ResentMark)
 	return found, true
 }
 
@@ -259,7 +270,7 @@ func (t *teller) packed(p *Packed) {
 	n := t.shipment(p.Shipment)
 	t.add(Moment{
 		Time: p.Record.Time, Kind: KindPacked, Topic: p.Record.Topic, Partition: p.Record.Partition, Offset: p.Record.Offset,
-		Shipment: n, EventID: p.EventID, RedriveOf: p.RedriveOf,
+		Shipment: n, EventID: p.EventID, RedriveOf: p.RedriveOf, ResentFrom: p.ResentFrom,
 	})
 	s := &t.Shipments[n-1]
 	if p.Ahead < 0 || t.attempted(n, p.EventID) {

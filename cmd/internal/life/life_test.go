@@ -111,12 +111,22 @@ func TestStanding(t *testing.T) {
 			h.step(ledger.StepTakeover, a, "e")
 			h.step(ledger.StepOutcome, a, "e").Outcome = h.outcome(a, "e", nil, true)
 		}, "shipped at 2026-11-24T12:00:03.000Z with waybill A, which the API confirmed after a call that it had not answered; nothing to do"},
-		"failed": {func(h *history) { h.settle(a, "e", refusal()) }, "failed at 2026-11-24T12:00:02.000Z with waybill_already_used: Get a new waybill; when that is done run `packship redrive --tid " + tid + " --execute`"},
+		"failed": {func(h *history) { h.settle(a, "e", refusal()) }, "failed at 2026-11-24T12:00:02.000Z with waybill_already_used: Get a new waybill; or send it corrected with `packship redrive --tid " + tid + " --set out_sid=WAYBILL --execute`"},
 		"perhaps": {func(h *history) {
 			f := refusal()
 			f.MaybeShipped = true
 			h.settle(a, "e", f)
 		}, "failed at 2026-11-24T12:00:02.000Z with waybill_already_used, and may be shipped all the same: look it up at the platform, and only if it is not shipped run `packship redrive --tid " + tid + " --force --execute`"},
+		"a carrier": {func(h *history) {
+			h.settle(a, "e", &schema.Failure{Reason: "carrier_not_self_contact", Class: "carrier_rejected", Redrivable: true, Advice: "Choose another."})
+		}, "failed at 2026-11-24T12:00:02.000Z with carrier_not_self_contact: Choose another; or send it corrected with `packship redrive --tid " + tid + " --set company_code=CARRIER --execute`"},
+		"items": {func(h *history) {
+			h.settle(a, "e", &schema.Failure{Reason: "sub_tid_missing", Class: "split_mismatch", Redrivable: true, Advice: "Name the items."})
+		}, "failed at 2026-11-24T12:00:02.000Z with sub_tid_missing: Name the items; or send it corrected with `packship redrive --tid " + tid + " --set FIELD=VALUE --execute`"},
+		"redriven in vain": {func(h *history) {
+			h.settle(a, "e", &schema.Failure{Reason: "address_book_entry_invalid", Class: "address", Redrivable: true, Advice: "Correct the address."})
+			h.settle(a, "redrive-r", &schema.Failure{Reason: "address_book_entry_invalid", Class: "address", Redrivable: true, Advice: "Correct the address."})
+		}, "failed at 2026-11-24T12:00:04.000Z with address_book_entry_invalid, when it was sent again: Correct the address; when that is done run `packship redrive --tid " + tid + " --force --execute`"},
 		"hopeless": {func(h *history) {
 			h.settle(a, "e", &schema.Failure{Reason: "logistics_order_closed", StopParcel: true})
 		}, "failed at 2026-11-24T12:00:02.000Z with logistics_order_closed; stop the parcel, the order may be refunded: no advice is known; sending it again does not help"},
@@ -130,7 +140,7 @@ func TestStanding(t *testing.T) {
 		"a replay is no new event": {func(h *history) {
 			h.settle(a, "e", refusal())
 			h.packed(a, "e", 4)
-		}, "failed at 2026-11-24T12:00:02.000Z with waybill_already_used: Get a new waybill; when that is done run `packship redrive --tid " + tid + " --execute`"},
+		}, "failed at 2026-11-24T12:00:02.000Z with waybill_already_used: Get a new waybill; or send it corrected with `packship redrive --tid " + tid + " --set out_sid=WAYBILL --execute`"},
 		"tried again and held": {func(h *history) {
 			h.settle(a, "e", refusal())
 			h.step(ledger.StepIntent, a, "e2")
@@ -179,6 +189,32 @@ func TestStanding(t *testing.T) {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
 		})
+	}
+}
+
+// TestDetail says more of a moment: what the API answered, and where an event
+// that was sent again came from.
+func TestDetail(t *testing.T) {
+	result := func(r schema.Result) Moment {
+		r.Status = schema.Shipped
+		text, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return Moment{Kind: KindOutcome, Verdict: schema.Shipped, ResultID: "r", Result: text}
+	}
+	answer := &schema.Exchange{HTTPStatus: 200, Code: 614, Msg: "系统异常\x1b", Msec: 12}
+	for want, m := range map[string]Moment{
+		"shipped, no call, result r": result(schema.Result{}),
+		"shipped, 1 call, answered with HTTP 200, code 614 \"系统异常\\x1b\" in 12 ms, result r": result(schema.Result{Attempts: 1, Upstream: answer}),
+		"shipped, 3 calls without an answer that could be read, result r":                    result(schema.Result{Attempts: 3}),
+		"event e, sent again for result q, shop s, waybill A, carrier SF":                    {Kind: KindPacked, Shipment: 1, EventID: "e", RedriveOf: "q"},
+		"event e, sent again from dead letter dlq/1/7, shop s, waybill A, carrier SF":        {Kind: KindPacked, Shipment: 1, EventID: "e", ResentFrom: "dlq/1/7"},
+	} {
+		s := Story{Shipments: []Shipment{{ShopID: "s", OutSID: "A", CompanyCode: "SF"}}}
+		if got := s.Detail(&m); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
 	}
 }
 

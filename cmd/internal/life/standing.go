@@ -72,10 +72,29 @@ func (s *Shipment) failed() string {
 		return fmt.Sprintf("%s, and may be shipped all the same: look it up at the platform, and only if it is not shipped run `packship redrive --tid %s --force --execute`", what, s.last.TID)
 	case len(broken) > 0:
 		return fmt.Sprintf("%s; correct it with `packship redrive --tid %s --set FIELD=VALUE --execute`", what, s.last.TID)
+	case f.Redrivable && correction(f) != "":
+		return fmt.Sprintf("%s: %s; or send it corrected with `packship redrive --tid %s --set %s --execute`", what, advice(f), s.last.TID, correction(f))
+	case f.Redrivable && strings.HasPrefix(s.last.Source.EventID, RedrivePrefix):
+		return fmt.Sprintf("%s, when it was sent again: %s; when that is done run `packship redrive --tid %s --force --execute`", what, advice(f), s.last.TID)
 	case f.Redrivable:
 		return fmt.Sprintf("%s: %s; when that is done run `packship redrive --tid %s --execute`", what, advice(f), s.last.TID)
 	default:
 		return fmt.Sprintf("%s: %s; sending it again does not help", what, advice(f))
+	}
+}
+
+// correction is what has to be set for an event to be worth another call, "" if
+// it is not the event that is wrong.
+func correction(f *schema.Failure) string {
+	switch f.Class {
+	case "waybill_rejected":
+		return "out_sid=WAYBILL"
+	case "carrier_rejected":
+		return "company_code=CARRIER"
+	case "invalid_request", "split_mismatch":
+		return "FIELD=VALUE"
+	default:
+		return ""
 	}
 }
 

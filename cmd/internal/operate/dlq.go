@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"packship/cmd/internal/life"
 	"packship/producer"
 	"packship/schema"
 )
@@ -155,7 +156,7 @@ func (o *Operator) noLetter(ctx context.Context, partition int, offset int64) er
 
 // resentMark is the header of a packed record that names the dead letter which it
 // was, as topic/partition/offset.
-const resentMark = "resent_from"
+const resentMark = life.ResentMark
 
 // Resend sends a dead letter to the packed topic, with its own key and headers
 // and, unless value is nil, another value. The error that comes back with no

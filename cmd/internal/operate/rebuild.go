@@ -26,7 +26,7 @@ type Change struct {
 // redriveID is the event id of the packed event that a failed result is sent
 // again as. It depends on the result alone, so that sending it twice is sending
 // the same event.
-func redriveID(resultID string) string { return "redrive-" + resultID }
+func redriveID(resultID string) string { return life.RedrivePrefix + resultID }
 
 // rebuild makes a packed event of the one that has led to a failure: the same in
 // every field, also those that packship does not know, but for the changes, the

@@ -182,7 +182,7 @@ func (o *Operator) PlanRedrive(ctx context.Context, f RedriveFilter) (*Redrive, 
 	}
 	s := &selection{
 		Operator: o, filter: f, orders: orders, plan: &Redrive{perSecond: f.PerSecond, Refusals: []RedriveRefusal{}, Orders: []RedriveOrder{}, Unmatched: []UnmatchedLine{}},
-		reasons: map[string]bool{}, classes: map[string]bool{}, newest: map[part]newest{}, sent: map[string]bool{}, repacked: map[part]bool{}, chosen: map[schema.Key]bool{}, alike: map[string]map[order]bool{},
+		reasons: map[string]bool{}, classes: map[string]bool{}, newest: map[part]newest{}, sent: map[string]bool{}, repacked: map[part]bool{}, chosen: map[schema.Key]bool{}, alike: map[string]map[part]bool{},
 	}
 	for _, step := range []func(context.Context) error{s.findPlace, s.findFailures, s.knowWords, s.findShipped, s.findStanding, s.findWaiting, s.judge, s.mayShare} {
 		if err := step(ctx); err != nil {
@@ -216,8 +216,8 @@ type selection struct {
 	place    []position // of the group when the planning began
 	memory   *ledger.Reader
 	chosen   map[schema.Key]bool
-	// alike are the orders that are to get the same value of a field.
-	alike map[string]map[order]bool
+	// alike are the parcels that are to get the same value of a field.
+	alike map[string]map[part]bool
 }
 
 // part is what is to be shipped, under whatever waybill.
@@ -516,10 +516,10 @@ func (s *selection) decide(c *candidate, original *schema.Record) {
 	s.plan.Orders = append(s.plan.Orders, listed)
 }
 
-// ofOne are the fields whose value can be right for one order only.
+// ofOne are the fields whose value can be right for one parcel only.
 var ofOne = []string{"out_sid", "sub_tid"}
 
-// share notes what of an order is set to a value that others may get, too.
+// share notes what of a parcel is set to a value that others may get, too.
 func (s *selection) share(c *candidate) {
 	for _, set := range s.filter.Set {
 		own := c.row != nil && slices.ContainsFunc(c.row.changes, func(x Change) bool { return x.Field == set.Field })
@@ -527,17 +527,17 @@ func (s *selection) share(c *candidate) {
 			continue
 		}
 		if s.alike[set.Field] == nil {
-			s.alike[set.Field] = map[order]bool{}
+			s.alike[set.Field] = map[part]bool{}
 		}
-		s.alike[set.Field][orderOf(&c.result)] = true
+		s.alike[set.Field][partOfResult(&c.result)] = true
 	}
 }
 
-// mayShare refuses to give several orders what only one can have.
+// mayShare refuses to give several parcels what only one can have.
 func (s *selection) mayShare(context.Context) error {
 	for _, field := range ofOne {
 		if n := len(s.alike[field]); n > 1 && !s.filter.Force {
-			return &FilterError{fmt.Sprintf("redrive: --set %s would give %d orders the same value; name one with --tid, give each its own with --corrections, or insist with --force", field, n)}
+			return &FilterError{fmt.Sprintf("redrive: --set %s would give %d parcels the same value; name one order with --tid, give each its own with --corrections (columns tid, result_id, %s), or insist with --force", field, n, field)}
 		}
 	}
 	return nil

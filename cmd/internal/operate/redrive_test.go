@@ -232,6 +232,15 @@ func TestRedriveRefuses(t *testing.T) {
 		}
 	}
 
+	// Nor is a waybill number for two.
+	waybill, err := ParseChange("out_sid=SF7777777777777")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.operator().PlanRedrive(t.Context(), RedriveFilter{TIDs: []string{"10"}, Set: []Change{waybill}}); err == nil || !strings.Contains(err.Error(), "would give 2 parcels the same value") {
+		t.Errorf("one waybill number for two parcels: %v", err)
+	}
+
 	// A correction that could be about two parcels is about none.
 	table := func(text string) *Corrections {
 		t.Helper()
@@ -363,7 +372,7 @@ func TestRedriveFilters(t *testing.T) {
 	}
 	// Several orders must not get the waybill number of one.
 	alike := RedriveFilter{Reasons: []string{"waybill_already_used"}, Set: set("out_sid=SF7777777777777")}
-	if _, err := w.operator().PlanRedrive(t.Context(), alike); err == nil || !strings.Contains(err.Error(), "--set out_sid would give 4 orders the same value") {
+	if _, err := w.operator().PlanRedrive(t.Context(), alike); err == nil || !strings.Contains(err.Error(), "--set out_sid would give 4 parcels the same value") {
 		t.Errorf("one waybill number for all: %v", err)
 	}
 	alike.Force = true

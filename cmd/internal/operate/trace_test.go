@@ -56,6 +56,18 @@ func TestTrace(t *testing.T) {
 	stop()
 	w.redrive(RedriveFilter{TIDs: []string{"2"}}, true)
 	w.settled()
+	letters, err := w.operator().DeadLetters(t.Context(), LetterFilter{})
+	if err != nil || len(letters) != 1 {
+		t.Fatalf("%+v, %v; want one dead letter", letters, err)
+	}
+	letter, err := w.operator().DeadLetter(t.Context(), letters[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if still, err := w.operator().Resend(t.Context(), letter, []byte(packedEvent(7, ""))); err != nil || still != nil {
+		t.Fatalf("resend: %v, %v", still, err)
+	}
+	w.settled()
 	w.produce(packedEvent(6, "")) // waits
 
 	t.Run("reconciled", func(t *testing.T) {
@@ -80,6 +92,9 @@ func TestTrace(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		failed, redriven := s.Timeline[2], s.Timeline[4]
+		if answered := s.Detail(&failed); !strings.Contains(answered, "1 call, answered with HTTP 200, code 614 ") {
+			t.Errorf("%q does not say what the API answered", answered)
+		}
 		if redriven.RedriveOf != failed.ResultID || redriven.EventID != "redrive-"+failed.ResultID || failed.Reason != "waybill_already_used" || s.Timeline[5].Round != 2 {
 			t.Errorf("failed %+v, redriven %+v", failed, redriven)
 		}
@@ -89,7 +104,7 @@ func TestTrace(t *testing.T) {
 		if len(s.Shipments) != 2 || s.Shipments[0].State != life.StateFailed || s.Shipments[1].State != life.StateShipped {
 			t.Fatalf("shipments %+v", s.Shipments)
 		}
-		for _, want := range []string{"2 parcels: 1 shipped, 1 failed. waybill SF0000000000003: failed at ", "`packship redrive --tid 3 --execute`"} {
+		for _, want := range []string{"2 parcels: 1 shipped, 1 failed. waybill SF0000000000003: failed at ", "`packship redrive --tid 3 --set out_sid=WAYBILL --execute`"} {
 			if !strings.Contains(s.Standing, want) {
 				t.Errorf("%q lacks %q", s.Standing, want)
 			}
@@ -109,6 +124,12 @@ func TestTrace(t *testing.T) {
 	t.Run("dead letter", func(t *testing.T) {
 		s := w.trace(5)
 		if len(s.Timeline) != 1 || s.Timeline[0].Kind != life.KindDeadLetter || !strings.Contains(s.Standing, "(not_json) and lies in the dead letters: see `packship dlq show ") {
+			t.Errorf("%+v", s)
+		}
+	})
+	t.Run("resent", func(t *testing.T) {
+		s := w.trace(7)
+		if s.Shipments[0].State != life.StateShipped || s.Timeline[0].ResentFrom != w.settings.TopicDLQ+"/"+letter.ID {
 			t.Errorf("%+v", s)
 		}
 	})
