@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -14,7 +15,12 @@ import (
 
 // withOperator connects to Kafka, looks whether packship's topics are there, and
 // does the work. It gives up with one clear error if no broker can be used.
-func withOperator(ctx context.Context, std Streams, load func() (app.Settings, error), work func(context.Context, *operate.Operator, *app.Settings) error) error {
+func withOperator(ctx context.Context, std Streams, load func() (app.Settings, error), work func(context.Context, *operate.Operator, *app.Settings) error) (err error) {
+	defer func() {
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			err = context.Cause(ctx) // and not what it was doing
+		}
+	}()
 	settings, err := load()
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,7 +15,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"packship/cmd/internal/app"
 	"packship/upstream/upstreamtest"
@@ -196,7 +199,7 @@ func TestOperateStory(t *testing.T) {
 		`^1 order to send: 1 call, at most 1 point, 100ms at the rate of the account$`, `^nothing was sent; --execute sends them$`)
 	match("redrive", must("tid,out_sid\n2000003,SF0000000000033\n", "redrive", "--corrections", "-", "--rate", "0", "--execute"), `^sent 1 of 1 order: `)
 	match("redrive again", must("", "redrive", "--execute"),
-		`^1 +sent +it was sent again already, and waits or is answered$`, `^order 2000003 +sent`, `^nothing is sent: the failed order is refused$`)
+		`^1 +sent +it was sent again already, and waits or is answered$`, `^order 2000003 +sent`, `^nothing is sent: the failure is refused$`)
 	ship()
 	match("redrive when shipped", must("", "redrive", "--execute"), `^1 +order_shipped +the order was shipped by another event`)
 	if out := must("", "redrive", "--reason", "waybill_expired", "--class", "address"); out != "no failed order fits\n" {
@@ -253,6 +256,13 @@ func TestOperateStory(t *testing.T) {
 		t.Errorf("undo twice: %q", out)
 	}
 
+	cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Err: kerr.RebalanceInProgress, Count: 1})
+	half := filepath.Join(t.TempDir(), "half.json")
+	code, _, stderr = do("", "replay", "--from", "2", "--execute", "--undo", half)
+	if code != 1 || !strings.Contains(stderr, "was perhaps moved; back with: packship replay --undo "+half) || !strings.Contains(stderr, "move group packship in partition 0: ") {
+		t.Errorf("replay that Kafka has refused: exit code %d, %s", code, stderr)
+	}
+
 	if out := must("", "dlq", "list"); out != "no dead letters\n" {
 		t.Errorf("dlq list: %q", out)
 	}
@@ -288,6 +298,31 @@ func TestOperateStory(t *testing.T) {
 		t.Errorf("dlq show of nothing: exit code %d, %q", code, stderr)
 	}
 	match("trace of the repaired one", must("", "trace", "2000009"), `^order 2000009: shipped at `)
+}
+
+// TestOperateInterrupted says so in one plain sentence.
+func TestOperateInterrupted(t *testing.T) {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	env := map[string]string{"KAFKA_BROKERS": strings.Join(cluster.ListenAddrs(), ","), "UPSTREAM_TOKEN": "hush"}
+	if code, _, stderr := packship(t, env, "", "topics", "create", "--partitions", "1", "--replication", "1"); code != 0 {
+		t.Fatal(stderr)
+	}
+	for _, args := range [][]string{{"replay", "--from", "first"}, {"redrive"}, {"trace", "1"}, {"dlq", "list"}} {
+		ctx, stop := context.WithCancelCause(t.Context())
+		cluster.ControlKey(int16(kmsg.ListOffsets), func(kmsg.Request) (kmsg.Response, error, bool) {
+			stop(errors.New("stopped by a signal"))
+			return nil, nil, false
+		})
+		var stdout, stderr bytes.Buffer
+		code := Main(ctx, args, Streams{Out: &stdout, Err: &stderr})
+		if code != 1 || stdout.Len() > 0 || stderr.String() != "packship: stopped by a signal\n" {
+			t.Errorf("%v: exit code %d, stdout %q, stderr %q", args, code, stdout.String(), stderr.String())
+		}
+	}
 }
 
 // rubbish appends a record that is no packed event.

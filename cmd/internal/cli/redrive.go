@@ -205,9 +205,9 @@ func showRedrive(std Streams, p *operate.Redrive) error {
 	case p.Found == 0:
 		std.out("no failed order fits\n")
 	case p.Selected == 0 && p.Refused == 1:
-		std.out("nothing is sent: the failed order is refused\n")
+		std.out("nothing is sent: the failure is refused\n")
 	case p.Selected == 0:
-		std.out("nothing is sent: all %d failed orders are refused\n", p.Refused)
+		std.out("nothing is sent: all %d failures are refused\n", p.Refused)
 	case p.Sent < p.Selected && p.Executed:
 		std.out("sent %d of %s\n", p.Sent, counted(p.Selected, "order", "orders"))
 	case p.Executed:

@@ -109,6 +109,9 @@ func replay(ctx context.Context, std Streams, f *replayFlags) error {
 		}
 		file, err := o.Replay(ctx, plan, f.undo, f.force)
 		if err != nil {
+			if file != "" {
+				std.err("packship: group %s was perhaps moved; back with: packship replay --undo %s\n", s.KafkaGroupID, file)
+			}
 			return err
 		}
 		std.err("moved group %s; start the replicas again\nundo with: packship replay --undo %s\n", s.KafkaGroupID, file)

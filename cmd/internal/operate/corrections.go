@@ -27,7 +27,10 @@ func ParseChange(assignment string) (Change, error) {
 }
 
 // Corrections are the changes of a table: a row for each order.
-type Corrections struct{ rows []*correction }
+type Corrections struct {
+	rows  []*correction
+	byTID map[string][]*correction
+}
 
 type correction struct {
 	line                int
@@ -40,7 +43,7 @@ type correction struct {
 // every row has, shop_id and result_id, which narrow the row down, and fields of
 // a packed event. An empty cell leaves its field as it is.
 func ParseCorrections(table []byte) (*Corrections, error) {
-	c := &Corrections{}
+	c := &Corrections{byTID: map[string][]*correction{}}
 	for row, err := range pack.Rows(table, "tid") {
 		if err != nil {
 			return nil, err
@@ -58,12 +61,13 @@ func ParseCorrections(table []byte) (*Corrections, error) {
 				made.changes = append(made.changes, Change{field, row.Fields[field]})
 			}
 		}
-		for _, other := range c.rows {
+		for _, other := range c.byTID[made.tid] {
 			if made.overlaps(other) {
 				return nil, fmt.Errorf("lines %d and %d are about the same order; tell them apart by shop_id or result_id", other.line, made.line)
 			}
 		}
 		c.rows = append(c.rows, made)
+		c.byTID[made.tid] = append(c.byTID[made.tid], made)
 	}
 	if len(c.rows) == 0 {
 		return nil, fmt.Errorf("the table has no rows")
@@ -71,16 +75,16 @@ func ParseCorrections(table []byte) (*Corrections, error) {
 	return c, nil
 }
 
-// overlaps reports whether a failure could be meant by both rows.
+// overlaps reports whether a failure of the order could be meant by both rows.
 func (c *correction) overlaps(other *correction) bool {
 	differ := func(a, b string) bool { return a != "" && b != "" && a != b }
-	return c.tid == other.tid && !differ(c.shop, other.shop) && !differ(c.resultID, other.resultID)
+	return !differ(c.shop, other.shop) && !differ(c.resultID, other.resultID)
 }
 
 // of returns the row that is about a failed result, nil if none is.
 func (c *Corrections) of(r *schema.Result) *correction {
-	for _, row := range c.rows {
-		if row.tid == r.TID && (row.shop == "" || row.shop == r.ShopID) && (row.resultID == "" || row.resultID == r.ResultID) {
+	for _, row := range c.byTID[r.TID] {
+		if (row.shop == "" || row.shop == r.ShopID) && (row.resultID == "" || row.resultID == r.ResultID) {
 			return row
 		}
 	}

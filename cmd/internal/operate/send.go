@@ -63,6 +63,9 @@ func (o *Operator) Redrive(ctx context.Context, p *Redrive) error {
 	})
 	p.Sent = int(sent.Load())
 	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		return fmt.Errorf("redrive: stopped after %d of %d events: %w; the same command goes on where it stopped", p.Sent, len(p.events), err)
 	}
 	return nil
