@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,7 +52,7 @@ func (k *Kafka) ProgressOf(ctx context.Context, group, topic string) ([]Progress
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("offsets: of group %s: %w", group, err)
+		return nil, fmt.Errorf("offsets: of group %s: %w", group, k.forGroup(err, group))
 	}
 	for _, p := range res.Topics[topic] {
 		if p.Error != nil {
@@ -61,6 +62,14 @@ func (k *Kafka) ProgressOf(ctx context.Context, group, topic string) ([]Progress
 		at.Committed, at.Metadata = p.CommittedOffset, p.Metadata
 	}
 	return list, nil
+}
+
+// forGroup adds to an error about a missing right on a group who needs which.
+func (k *Kafka) forGroup(err error, group string) error {
+	if !errors.Is(err, kafka.GroupAuthorizationFailed) {
+		return err
+	}
+	return fmt.Errorf("%w; grant %s the rights Read and Describe on group %s", err, cmp.Or(k.settings.Principal(), "this client"), group)
 }
 
 // Rewind moves the consumer group to the given offsets of the packed topic, by
@@ -106,6 +115,9 @@ func (k *Kafka) Put(ctx context.Context, group, topic string, places map[int]Pla
 	}
 	for _, p := range res.Topics[topic] {
 		if p.Error != nil {
+			if errors.Is(p.Error, kafka.GroupAuthorizationFailed) {
+				return fmt.Errorf("offsets: move group %s: %w", group, k.forGroup(p.Error, group))
+			}
 			return fmt.Errorf("offsets: move group %s in partition %d: %w; stop all replicas first", group, p.Partition, p.Error)
 		}
 	}

@@ -158,7 +158,7 @@ func (k *Kafka) Members(ctx context.Context) ([]string, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read: members of group %s: %w", group, err)
+		return nil, fmt.Errorf("read: members of group %s: %w", group, k.forGroup(err, group))
 	}
 	slices.Sort(members)
 	return members, nil

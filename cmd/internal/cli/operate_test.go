@@ -256,6 +256,14 @@ func TestOperateStory(t *testing.T) {
 		t.Errorf("undo twice: %q", out)
 	}
 
+	for key, args := range map[kmsg.Key][]string{
+		kmsg.OffsetFetch: {"redrive"}, kmsg.DescribeGroups: {"replay", "--from", "2", "--execute"}, kmsg.OffsetCommit: {"replay", "--from", "2", "--execute", "--undo", filepath.Join(t.TempDir(), "u")},
+	} {
+		cluster.Fault(kfake.Fault{Keys: []kmsg.Key{key}, Err: kerr.GroupAuthorizationFailed, Count: 1})
+		if code, _, stderr := do("", args...); code != 1 || !strings.Contains(stderr, "grant this client the rights Read and Describe on group packship\n") {
+			t.Errorf("%v without the right on the group: exit code %d, %s", args, code, stderr)
+		}
+	}
 	cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Err: kerr.RebalanceInProgress, Count: 1})
 	half := filepath.Join(t.TempDir(), "half.json")
 	code, _, stderr = do("", "replay", "--from", "2", "--execute", "--undo", half)
