@@ -242,7 +242,7 @@ func (w *world) expire(before *schema.Record) {
 	}
 	defer client.Close()
 	partition := kmsg.NewDeleteRecordsRequestTopicPartition()
-	partition.Partition, partition.Offset = int32(before.Partition), before.Offset //nolint:gosec // it is small
+	partition.Partition, partition.Offset = int32(before.Partition), before.Offset
 	topic := kmsg.NewDeleteRecordsRequestTopic()
 	topic.Topic, topic.Partitions = before.Topic, append(topic.Partitions, partition)
 	req := kmsg.NewPtrDeleteRecordsRequest()
