@@ -241,6 +241,29 @@ func TestRedriveRefuses(t *testing.T) {
 		t.Errorf("one waybill number for two parcels: %v", err)
 	}
 
+	// What is shipped is not sent under another waybill number either, whoever insists.
+	p = w.redrive(RedriveFilter{TIDs: []string{"1"}, Set: []Change{waybill}, Force: true}, false)
+	if diff := cmp.Diff(map[string]Refused{"1": RefusedShipped}, p.why()); diff != "" {
+		t.Errorf("shipped, with another waybill number (-want +got):\n%s", diff)
+	}
+
+	// What may be shipped is so by its result, too, when the ledger has forgotten it.
+	forgetful := w.settings
+	forgetful.TopicLedger += "-new"
+	k := app.NewKafka(&forgetful, nil, forgetful.Topics()...)
+	defer k.Close()
+	if _, err := k.CreateTopics(t.Context(), testPartitions, 1); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "another ledger", func() bool { return k.CheckTopics(t.Context(), app.RightsToRun) == nil })
+	p, err = New(&forgetful, k, nil).PlanRedrive(t.Context(), RedriveFilter{TIDs: []string{"5"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]Refused{"5": RefusedMaybeShipped}, p.why()); diff != "" {
+		t.Errorf("forgotten by the ledger (-want +got):\n%s", diff)
+	}
+
 	// A correction that could be about two parcels is about none.
 	table := func(text string) *Corrections {
 		t.Helper()
