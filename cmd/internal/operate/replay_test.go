@@ -283,6 +283,26 @@ func TestReplayRanges(t *testing.T) {
 	}
 }
 
+// TestReplayNotes says where a replay cannot begin as it was asked for.
+func TestReplayNotes(t *testing.T) {
+	w := newWorld(t)
+	begin := time.Date(2026, 11, 24, 10, 0, 0, 0, time.UTC)
+	for i := range 10 {
+		w.append(schema.Record{Value: []byte(packedEvent(i+1, "")), Time: begin.Add(time.Duration(i) * time.Minute)})
+	}
+	w.expire(w.topic(w.settings.TopicPacked)[4])
+	deleted := "begins at 4: what was before it is deleted"
+	for from, want := range map[string]string{
+		"first": "", "2": deleted, "4": "", "7": "", "10": "", "11": "ends at 10, so that there is nothing at offset 11",
+		"2026-11-24T09:00:00Z": deleted, "2026-11-24T10:05:00Z": "", "2026-11-24T12:00:00Z": "",
+	} {
+		moves, err := w.operator().moves(t.Context(), ReplayRange{From: point(t, from), Partitions: []int{0}})
+		if err != nil || moves[0].Note != want {
+			t.Errorf("from %s: %+v, %v; want %q", from, moves, err, want)
+		}
+	}
+}
+
 // TestReplaySinceCommit finds where the group stood at a time: at what it had
 // not answered by then, be it packed long before.
 func TestReplaySinceCommit(t *testing.T) {
