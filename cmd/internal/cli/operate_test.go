@@ -180,7 +180,7 @@ func TestOperateStory(t *testing.T) {
 		`^TIME +WHAT +WHERE +DETAIL$`,
 		`packed +erp\.order\.packed\.v1/0/\d +event e3, shop s1, waybill SF0000000000003, carrier SF$`,
 		`intent +packship\.ledger\.v1/\d/\d+ +round 1 for event e3 by \S+$`,
-		`outcome .* failed with waybill_already_used, 1 call, answered with HTTP 200, code 614 ".+" in \d+ ms, result [0-9a-f-]{36}$`,
+		`outcome .* failed with waybill_already_used, 1 call, answered with HTTP 200, code 614 ".+" in \d+ ms, told by \S+, result [0-9a-f-]{36}$`,
 		`published +erp\.order\.shipment-failed\.v1/0/0 +failed with waybill_already_used, result \S+ in reply to e3$`,
 		`^order 2000003: failed at \S+ with waybill_already_used: .*or send it corrected with .packship redrive --tid 2000003 --set out_sid=WAYBILL --execute.$`)
 	var story struct {

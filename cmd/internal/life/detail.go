@@ -33,10 +33,13 @@ func (s *Story) Detail(m *Moment) string {
 		previous := Moment{Attempt: m.Prev}
 		add("for event %s by %s from %s, whose call has no known outcome", m.EventID, m.Instance(), previous.Instance())
 	case KindRelease:
-		add("reached nothing: %s", cmp.Or(m.Why, "no reason given"))
+		add("the attempt of %s reached nothing: %s", m.Instance(), cmp.Or(m.Why, "no reason given"))
 	case KindOutcome:
 		add("%s", m.outcome())
 		add("%s", m.answer())
+		if m.Attempt != "" {
+			add("told by %s", m.Instance())
+		}
 		add("result %s", m.ResultID)
 	case KindPublished:
 		add("%s", m.outcome())
