@@ -51,24 +51,23 @@ type Plan struct {
 	// Skipped are the records of other deployments' shops.
 	Skipped int64 `json:"skipped,omitempty"`
 	// Moves are the partitions whose records were looked at.
-	Moves []Move `json:"partitions"`
+	Moves []Move `json:"-"`
 	// Damaged says why the ledger cannot be trusted to know every shipment, ""
 	// if it can.
-	Damaged string `json:"damaged,omitempty"`
+	Damaged string `json:"-"`
 }
 
 // Move is what a replay means for a partition of the packed topic.
 type Move struct {
-	Partition int `json:"partition"`
+	Partition int
 	// Now is where the group stands.
-	Now int64 `json:"group_at"`
+	Now int64
 	// From and To are the records that are replayed.
-	From  int64 `json:"from"`
-	To    int64 `json:"to"`
-	First int64 `json:"first"` // of the records that are still there
-	End   int64 `json:"end"`
+	From, To int64
+	First    int64 // of the records that are still there
+	End      int64
 	// Note says where From is not what was asked for, "" if it is.
-	Note string `json:"note,omitempty"`
+	Note string
 }
 
 // Unfinished is how many records the group would pass over without handling
