@@ -2,14 +2,13 @@ package app
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	bridge "go.opentelemetry.io/contrib/bridges/prometheus"
 	"go.opentelemetry.io/otel"
@@ -42,29 +41,46 @@ const (
 
 // signals is what the standard variables of OpenTelemetry ask for. Their details
 // (endpoints, headers, certificates, time limits, batches, sampling) are read by
-// the OpenTelemetry SDK itself; here it is only decided what is switched on.
+// the OpenTelemetry SDK itself; here it is only decided what is switched on, and
+// found out what is wrong with the rest.
 //
 // Wrong values are told and passed over, as the OpenTelemetry specification
 // asks: orders do not wait for somebody to mend their telemetry.
 type signals struct {
 	traces, metrics transfer
-	remarks         []string // on values that have no effect
+	// tracesHere and metricsHere are true if no endpoint is named, which means
+	// the collector of this host, and no TLS.
+	tracesHere, metricsHere bool
+	remarks                 []string // on values that have no effect, or another than they seem to
 }
 
 // readSignals reads the variables. Nothing is exported unless an endpoint or an
 // exporter is named.
 func readSignals(getenv func(string) string) signals {
-	if strings.EqualFold(strings.TrimSpace(getenv("OTEL_SDK_DISABLED")), "true") {
-		return signals{}
-	}
 	var s signals
-	s.traces = s.read(getenv, "TRACES")
-	s.metrics = s.read(getenv, "METRICS")
+	switch disabled := strings.TrimSpace(getenv("OTEL_SDK_DISABLED")); {
+	case strings.EqualFold(disabled, "true"):
+		return s
+	case disabled != "" && !strings.EqualFold(disabled, "false"):
+		s.remark("OTEL_SDK_DISABLED must be true or false: nothing is disabled")
+	}
+	s.traces, s.tracesHere = s.read(getenv, "TRACES")
+	s.metrics, s.metricsHere = s.read(getenv, "METRICS")
+	if s.traces != transferNone {
+		s.checkTraces(getenv)
+	}
+	if s.metrics != transferNone {
+		s.checkMetrics(getenv)
+	}
+	if s.traces != transferNone || s.metrics != transferNone {
+		s.checkCommon(getenv)
+	}
 	return s
 }
 
-// read reads the variables of one signal.
-func (s *signals) read(getenv func(string) string, signal string) transfer {
+// read reads the variables of one signal: how it is exported, and whether to the
+// collector of this host because no other is named.
+func (s *signals) read(getenv func(string) string, signal string) (how transfer, here bool) {
 	first := func(names ...string) (name, value string) {
 		for _, name := range names {
 			if value := strings.TrimSpace(getenv(name)); value != "" {
@@ -73,46 +89,46 @@ func (s *signals) read(getenv func(string) string, signal string) transfer {
 		}
 		return "", ""
 	}
-	remark := func(format string, args ...any) {
-		// What is said of both signals is said once.
-		if r := fmt.Sprintf(format, args...); !slices.Contains(s.remarks, r) {
-			s.remarks = append(s.remarks, r)
-		}
-	}
 	endpointName, endpoint := first("OTEL_EXPORTER_OTLP_"+signal+"_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 	exporterName, exporters := first("OTEL_" + signal + "_EXPORTER")
 	on := endpoint != ""
 	if exporters != "" {
 		on = false
-		for exporter := range strings.SplitSeq(exporters, ",") {
-			switch strings.TrimSpace(exporter) {
+		for _, exporter := range listed(exporters) {
+			switch exporter {
 			case "otlp":
 				on = true
 			case "none":
 			case "prometheus": // for metrics: /metrics is always there
 				if signal != "METRICS" {
-					remark("%s must be otlp or none: nothing is exported to %q", exporterName, "prometheus")
+					s.remark("%s must be otlp or none: nothing is exported to %q", exporterName, "prometheus")
 				}
 			default:
-				remark("%s must be otlp or none: nothing is exported to %q", exporterName, exporter)
+				s.remark("%s must be otlp or none: nothing is exported to %q", exporterName, exporter)
 			}
 		}
 	}
 	if !on {
-		return transferNone
+		return transferNone, false
 	}
 	if u, err := url.Parse(endpoint); endpoint != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
-		remark("%s must be a URL like http://collector:4318: nothing is exported to it", endpointName)
-		return transferNone
+		s.remark("%s must be a URL like http://collector:4318: nothing is exported to it", endpointName)
+		return transferNone, false
 	}
+	s.checkExport(getenv, signal, endpoint)
+	how = transferHTTP
 	switch name, protocol := first("OTEL_EXPORTER_OTLP_"+signal+"_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"); protocol {
 	case "grpc":
-		return transferGRPC
-	case "", "http/protobuf", "http/json":
+		how = transferGRPC
+	case "", "http/protobuf":
+	case "http/json":
+		if signal == "METRICS" { // a collector takes both at the same URL
+			s.remark("%s is http/json, which is for traces only: metrics are sent as http/protobuf", name)
+		}
 	default:
-		remark("%s must be http/protobuf, http/json or grpc: http/protobuf is used", name)
+		s.remark("%s must be http/protobuf, http/json or grpc: http/protobuf is used", name)
 	}
-	return transferHTTP
+	return how, endpoint == ""
 }
 
 // telemetry exports spans and metrics, if that is asked for. Whatever becomes of
@@ -138,11 +154,12 @@ func newTelemetry(s signals, process string, registry *prometheus.Registry, log 
 		t.failures.WithLabelValues(signal)
 	}
 	for _, remark := range s.remarks {
-		log.Warn("a variable of OpenTelemetry has no effect", "detail", remark)
+		log.Warn("a variable of OpenTelemetry is not understood as it stands", "detail", remark)
 	}
 	if s.traces == transferNone && s.metrics == transferNone {
 		return t
 	}
+	t.hush()
 	t.resource = resource.Default()
 	for _, more := range []*resource.Resource{
 		resource.NewSchemaless(
@@ -165,6 +182,36 @@ func newTelemetry(s signals, process string, registry *prometheus.Registry, log 
 	return t
 }
 
+// hush has the SDK speak in packship's log, and there is one SDK in a process.
+// Left alone it prints lines of its own among those of the log, with the values of
+// variables that it cannot read, which may be secrets. What is wrong with those
+// was told by readSignals, and what is wrong with exports is told by exports; so
+// nothing that it says is news.
+func (t *telemetry) hush() {
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { t.log.Debug("opentelemetry", "err", err) }))
+	otel.SetLogger(logr.FromSlogHandler(sdkHandler{t.log}))
+}
+
+// sdkHandler logs what the SDK says, without the values that belong to it.
+type sdkHandler struct{ log *slog.Logger }
+
+// Enabled lets the log decide.
+func (h sdkHandler) Enabled(ctx context.Context, _ slog.Level) bool {
+	return h.log.Enabled(ctx, slog.LevelDebug)
+}
+
+// Handle logs a line.
+func (h sdkHandler) Handle(ctx context.Context, r slog.Record) error {
+	h.log.DebugContext(ctx, "opentelemetry", "detail", r.Message)
+	return nil
+}
+
+// WithAttrs leaves out the values.
+func (h sdkHandler) WithAttrs([]slog.Attr) slog.Handler { return h }
+
+// WithGroup leaves out the values.
+func (h sdkHandler) WithGroup(string) slog.Handler { return h }
+
 // tracer returns what makes spans, nil if nobody traces.
 func (t *telemetry) tracer() trace.Tracer {
 	if t.spans == nil {
@@ -182,14 +229,10 @@ func (t *telemetry) run(ctx context.Context, life *lifecycle) {
 	if t.resource == nil {
 		return // nothing is asked for
 	}
-	// What is left to the SDK's own handler, which prints it among the log's
-	// lines, are exports that a stop has cut off. There is one handler in a
-	// process.
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { t.log.Debug("opentelemetry", "err", err) }))
 	exporting, cut := context.WithCancel(context.WithoutCancel(ctx))
 	var shutdowns []func(context.Context) error
 	if t.spans != nil {
-		exporter, err := t.signals.traces.spanExporter(ctx)
+		exporter, err := t.signals.spanExporter(ctx)
 		if err != nil {
 			t.log.Warn("spans are not exported", "err", err)
 		} else {
@@ -198,7 +241,7 @@ func (t *telemetry) run(ctx context.Context, life *lifecycle) {
 		shutdowns = append(shutdowns, t.spans.Shutdown)
 	}
 	if t.signals.metrics != transferNone {
-		exporter, err := t.signals.metrics.metricExporter(ctx)
+		exporter, err := t.signals.metricExporter(ctx)
 		if err != nil {
 			t.log.Warn("metrics are not exported", "err", err)
 		} else {
@@ -227,18 +270,33 @@ func (t *telemetry) run(ctx context.Context, life *lifecycle) {
 	})
 }
 
-func (t transfer) spanExporter(ctx context.Context) (sdktrace.SpanExporter, error) {
-	if t == transferGRPC {
+// spanExporter makes the exporter of spans. Without an endpoint the SDK of Go
+// would want TLS from the collector of this host, against the specification.
+func (s *signals) spanExporter(ctx context.Context) (sdktrace.SpanExporter, error) {
+	switch {
+	case s.traces == transferGRPC && s.tracesHere:
+		return otlptracegrpc.New(ctx, otlptracegrpc.WithInsecure())
+	case s.traces == transferGRPC:
 		return otlptracegrpc.New(ctx)
+	case s.tracesHere:
+		return otlptracehttp.New(ctx, otlptracehttp.WithInsecure())
+	default:
+		return otlptracehttp.New(ctx)
 	}
-	return otlptracehttp.New(ctx)
 }
 
-func (t transfer) metricExporter(ctx context.Context) (sdkmetric.Exporter, error) {
-	if t == transferGRPC {
+// metricExporter makes the exporter of metrics, as spanExporter does for spans.
+func (s *signals) metricExporter(ctx context.Context) (sdkmetric.Exporter, error) {
+	switch {
+	case s.metrics == transferGRPC && s.metricsHere:
+		return otlpmetricgrpc.New(ctx, otlpmetricgrpc.WithInsecure())
+	case s.metrics == transferGRPC:
 		return otlpmetricgrpc.New(ctx)
+	case s.metricsHere:
+		return otlpmetrichttp.New(ctx, otlpmetrichttp.WithInsecure())
+	default:
+		return otlpmetrichttp.New(ctx)
 	}
-	return otlpmetrichttp.New(ctx)
 }
 
 // exports watches the exports of one signal.
