@@ -55,7 +55,7 @@ func newMetrics(reg prometheus.Registerer, topic string, gateOpen func() bool) (
 		}),
 		assigned: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "packship_assigned_partitions",
-			Help: "Partitions that the present generation gives to this member.",
+			Help: "Partitions that the present generation gives to this member, 0 while it is in none.",
 		}),
 		generation: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "packship_generation",

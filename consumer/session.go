@@ -176,7 +176,6 @@ func (c *Consumer) supervise(generation context.Context, s *session) {
 func (c *Consumer) attend(s *session) {
 	c.metrics.rebalances.Inc()
 	c.metrics.generation.Set(float64(s.generation))
-	c.metrics.assigned.Set(float64(len(s.partitions)))
 	c.single.note(s.generation, len(s.partitions) > 0)
 	c.spread.note(s.generation, s.partitions)
 	if len(s.partitions) > 0 && c.cfg.Share != nil {
@@ -257,6 +256,7 @@ func (c *Consumer) arrive(s *session) (taken []int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.session, c.role, c.reason = s, RoleActive, "taking up partitions"
+	c.metrics.assigned.Set(float64(len(s.partitions)))
 	if len(s.partitions) == 0 {
 		c.role, c.reason = RoleStandby, ""
 	}

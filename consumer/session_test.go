@@ -1058,6 +1058,14 @@ func TestBrokersGoneForALongTime(t *testing.T) {
 		if st := r.c.Status(); st.Role != RoleJoining || st.GateOpen || st.Reason == "" {
 			t.Errorf("status without brokers: %+v", st)
 		}
+		if got := r.metric("packship_assigned_partitions"); got != 0 {
+			t.Errorf("packship_assigned_partitions is %v outside the group, want 0", got)
+		}
+		r.c.setAway("joining the group", errors.New("no coordinator"))
+		r.c.setAway("joining the group", nil) // the next try
+		if _, why := r.c.Ready(); why != "joining the group: no coordinator" {
+			t.Errorf("not ready because of %q, which does not say how the last try failed", why)
+		}
 		if ok, why := r.c.Alive(); !ok {
 			t.Errorf("not alive: %s", why)
 		}

@@ -233,7 +233,9 @@ func (c *Consumer) setAway(reason string, err error) {
 	}
 	c.mu.Lock()
 	news := isNews(&c.awayKinds, kind)
-	c.reason = reason
+	if err != nil || !strings.HasPrefix(c.reason, reason+": ") { // another try does not make it forget how the last one failed
+		c.reason = reason
+	}
 	c.mu.Unlock()
 	switch {
 	case !news:
@@ -249,6 +251,7 @@ func (c *Consumer) setRejoining(s *session) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.session == s && c.lostAt.IsZero() {
+		c.metrics.assigned.Set(0)
 		c.lostAt, c.reason = time.Now(), "rejoining the group"
 	}
 }

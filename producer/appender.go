@@ -84,6 +84,8 @@ type Appender struct {
 
 	mu      sync.Mutex
 	queues  map[int]*queue // by partition
+	refused int            // how many groups were refused for what they are, and still wait
+	refusal string         // why the last of them was, and what to do
 	workers int            // how many partitions are being worked on
 	idle    chan struct{}  // closed when workers falls to 0
 }
@@ -110,7 +112,7 @@ type group struct {
 	abandoned bool      // nobody waits for it any more
 	peers     int       // how many groups its batch may hold, 0 for any number
 	compress  bool      // it was too large as it is
-	refused   bool      // it was refused for what it is, and that was logged
+	refused   bool      // it was refused for what it is, and that was logged and counted
 	notBefore time.Time // a refused group stands aside until then
 }
 
@@ -199,6 +201,21 @@ func (a *Appender) gaveUp(ctx context.Context, partition int, sent bool) error {
 // Fault says why nothing can be appended at present and what to do about it, ""
 // if something can.
 func (a *Appender) Fault() string { return a.outage.Fault() }
+
+// Blocked says why what waits to be appended cannot be at present and what to do
+// about it, "" if nothing waits or nothing is wrong.
+func (a *Appender) Blocked() string {
+	a.mu.Lock()
+	waiting, refusal := a.workers > 0, ""
+	if a.refused > 0 {
+		refusal = a.refusal
+	}
+	a.mu.Unlock()
+	if !waiting {
+		return "" // what failed last is nobody's business any more
+	}
+	return cmp.Or(a.outage.Fault(), refusal)
+}
 
 // Wait blocks until nothing is queued or in flight, or until ctx ends. Requests
 // of callers that gave up end by their own time limit.
@@ -291,9 +308,11 @@ func (a *Appender) next(q *queue) (batch []*group, pause time.Duration) {
 	for _, g := range q.groups {
 		switch wait := g.notBefore.Sub(now); {
 		case g.abandoned:
+			a.settle(g)
 			continue
 		case g.isStale():
 			g.stale = true
+			a.settle(g)
 			close(g.done)
 			continue
 		case wait > 0:
@@ -325,6 +344,13 @@ func (a *Appender) next(q *queue) (batch []*group, pause time.Duration) {
 		return nil, 0
 	}
 	return batch, pause
+}
+
+// settle takes a group out of account. The caller holds mu.
+func (a *Appender) settle(g *group) {
+	if g.refused {
+		a.refused--
+	}
 }
 
 // isStale reports whether an entry of the group is.
@@ -386,6 +412,7 @@ func (a *Appender) acknowledge(batch []*group, base int64) {
 	for _, g := range batch {
 		g.base = base
 		base += int64(len(g.entries))
+		a.settle(g)
 		close(g.done)
 	}
 }
@@ -414,9 +441,15 @@ func (a *Appender) putBack(q *queue, batch []*group, err error) outage.Gravity {
 		g := batch[0]
 		g.notBefore = time.Now().Add(slowBackoff)
 		if !g.refused && !g.abandoned {
+			remedy := a.remedy(err)
 			g.refused = true
+			a.refused++
+			a.refusal = fmt.Sprintf("a record of %d bytes is refused: %v", g.size, err)
+			if remedy != "" {
+				a.refusal += "; " + remedy
+			}
 			a.log.Error("record refused, trying again slowly", "partition", q.partition,
-				"bytes", g.size, "err", err, "remedy", a.remedy(err))
+				"bytes", g.size, "err", err, "remedy", remedy)
 		}
 		gravity = 0
 	}

@@ -327,6 +327,9 @@ func TestAppenderSplitsWhatIsTooLarge(t *testing.T) {
 			})
 			good.Wait() // in spite of the one that is refused
 			waitFor(t, func() bool { return len(lines.lines("ERROR")) > 0 })
+			if got := a.Blocked(); !strings.Contains(got, "a record of ") || !strings.Contains(got, "raise max.message.bytes") {
+				t.Errorf("blocked by %q, want the record that is refused and what to do", got)
+			}
 			cancel()
 			wg.Wait()
 			if got := len(b.Log(t, topic, 0)); got != 41 {
@@ -337,6 +340,9 @@ func TestAppenderSplitsWhatIsTooLarge(t *testing.T) {
 			}
 			if err := a.Wait(t.Context()); err != nil {
 				t.Error(err)
+			}
+			if got := a.Blocked(); got != "" || a.refused != 0 {
+				t.Errorf("blocked by %q, %d records refused, after nobody waits any more", got, a.refused)
 			}
 		})
 	}
@@ -410,6 +416,11 @@ func TestAppenderOutages(t *testing.T) {
 				a, lines := newAppender(b.Client(t, "results"), "results")
 				f := b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: tt.err, Count: -1})
 				time.AfterFunc(tt.outage, f.Remove)
+				time.AfterFunc(tt.outage/2, func() {
+					if got := a.Blocked(); !strings.Contains(got, tt.says) {
+						t.Errorf("blocked by %q during the outage, want %q", got, tt.says)
+					}
+				})
 				start := time.Now()
 				if _, err := a.Append(t.Context(), 0, text("patience")); err != nil {
 					t.Fatal(err)
@@ -427,6 +438,9 @@ func TestAppenderOutages(t *testing.T) {
 				}
 				if got := lines.lines("INFO"); len(got) != 1 || !strings.Contains(got[0], "works again") {
 					t.Errorf("got %q, want one line that it works again", got)
+				}
+				if got := a.Blocked(); got != "" {
+					t.Errorf("blocked by %q after the outage", got)
 				}
 			})
 		})

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -47,8 +48,9 @@ type Config struct {
 // orders again, packed events. It is safe for concurrent use.
 type Producer struct {
 	cfg       Config
-	appenders map[string]*Appender   // by topic, fixed
-	lookups   map[string]*outage.Log // likewise
+	appenders map[string]*Appender     // by topic, fixed
+	lookups   map[string]*outage.Log   // likewise
+	looking   map[string]*atomic.Int64 // likewise: who waits for a lookup
 	metrics   *metrics
 }
 
@@ -61,6 +63,7 @@ func New(cfg Config) (*Producer, error) {
 		cfg:       cfg,
 		appenders: make(map[string]*Appender),
 		lookups:   make(map[string]*outage.Log),
+		looking:   make(map[string]*atomic.Int64),
 	}
 	var topics []string
 	for _, topic := range []string{cfg.ShippedTopic, cfg.FailedTopic, cfg.DeadLetterTopic, cfg.PackedTopic} {
@@ -77,6 +80,7 @@ func New(cfg Config) (*Producer, error) {
 			Logger:    cfg.Logger,
 			Failed:    p.metrics.failures.WithLabelValues(topic).Inc,
 		})
+		p.looking[topic] = new(atomic.Int64)
 		p.lookups[topic] = outage.New(cfg.Logger.With("topic", topic), "looking up partitions", remedies(topic, cfg.Principal))
 	}
 	return p, nil
@@ -92,6 +96,22 @@ func (p *Producer) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// Blocked says which topics do not take what waits to be written to them, why,
+// and what to do about it.
+func (p *Producer) Blocked() map[string]string {
+	blocked := make(map[string]string)
+	for topic, a := range p.appenders {
+		fault := a.Blocked()
+		if fault == "" && p.looking[topic].Load() > 0 {
+			fault = p.lookups[topic].Fault()
+		}
+		if fault != "" {
+			blocked[topic] = fault
+		}
+	}
+	return blocked
 }
 
 // Publish writes the result event of an outcome to the topic of its verdict. It
@@ -162,6 +182,8 @@ func (p *Producer) append(ctx context.Context, topic string, e Entry) (partition
 // the topic has now. The client answers from its own memory, which it keeps
 // fresh.
 func (p *Producer) partition(ctx context.Context, topic string, key []byte) (int, error) {
+	p.looking[topic].Add(1)
+	defer p.looking[topic].Add(-1)
 	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
 		res, err := p.cfg.Client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
 		if err == nil && len(res.Topics) == 1 {

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 )
@@ -27,13 +28,16 @@ type Status struct {
 	LostBefore string `json:"lost_before,omitempty"`
 	// Unfit is what is wrong with the topic's settings, so that it will lose
 	// records, "" if nothing is.
-	Unfit          string  `json:"unfit,omitempty"`
+	Unfit string `json:"unfit,omitempty"`
+	// Failing is why the ledger cannot be read or written at present and what
+	// to do about it, "" if it can.
+	Failing        string  `json:"failing,omitempty"`
 	RestoreSeconds float64 `json:"restore_seconds"`
 }
 
 // Status returns the present status.
 func (l *Ledger) Status() Status {
-	s := Status{Incarnation: l.self, Partitions: len(l.partitions)}
+	s := Status{Incarnation: l.self, Partitions: len(l.partitions), Failing: cmp.Or(l.appender.Blocked(), l.reading.Fault())}
 	s.Ready, s.Reason = l.Ready()
 	select {
 	case <-l.ready:

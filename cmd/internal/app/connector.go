@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -56,6 +57,7 @@ type Connector struct {
 	ledger  *ledger.Ledger     // nil until it exists, like the next two
 	reader  *consumer.Consumer // the group session
 	shipper *consumer.Shipper
+	results *producer.Producer // likewise
 }
 
 // New prepares a Connector; it opens no connection. The settings must have been
@@ -153,6 +155,7 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	c.setResults(out)
 	life.background(run, "producer", out.Run)
 
 	memory, err := ledger.New(ledger.Config{
@@ -348,6 +351,12 @@ func (c *Connector) setLeaving() {
 	c.leaving = true
 }
 
+func (c *Connector) setResults(p *producer.Producer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.results = p
+}
+
 func (c *Connector) setLedger(l *ledger.Ledger, k *Kafka) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -450,10 +459,21 @@ func (c *Connector) Ready() (bool, string) {
 		return false, "the ledger is not ready: " + why
 	}
 	if reader == nil {
-		return false, "joining the group"
+		return false, joiningGroup
 	}
 	if st := reader.Status(); st.Role == consumer.RoleJoining {
-		return false, strings.TrimSuffix("joining the group: "+st.Reason, ": ")
+		return false, joiningReason(st.Reason)
 	}
 	return true, ""
+}
+
+const joiningGroup = "joining the group"
+
+// joiningReason says why the group has not been joined, by what the consumer says,
+// which may say itself that it is about to.
+func joiningReason(reason string) string {
+	if reason == "" || strings.HasPrefix(reason, joiningGroup) {
+		return cmp.Or(reason, joiningGroup)
+	}
+	return joiningGroup + ": " + reason
 }

@@ -3,6 +3,8 @@ package app
 import (
 	"cmp"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +23,7 @@ const (
 	HealthLeaving   Health = "leaving"   // it was told to stop, and finishes what is under way
 	HealthJoining   Health = "joining"   // it is not ready yet, or not any more
 	HealthStuck     Health = "stuck"     // orders are overdue although nothing holds them
+	HealthBlocked   Health = "blocked"   // the ledger or a topic for results does not take or give what it should
 	HealthHalted    Health = "halted"    // an account waits for a repair
 	HealthPaused    Health = "paused"    // a breaker is open: the API is down
 	HealthThrottled Health = "throttled" // the API asked for a pause
@@ -63,6 +66,7 @@ func (st *Status) judge(broken error) {
 	if st.OverdueCount > 0 {
 		note(HealthStuck, overdueText(st), "a person: see what it waits for, and look for it in the log; a restart is safe for all orders")
 	}
+	st.noteBlocked(note)
 	for i := range st.Accounts {
 		if a := &st.Accounts[i]; a.State == upstream.StateHalted {
 			n := note(HealthHalted, fmt.Sprintf("account %s is halted: %s. No call is made for it; its orders wait and none fails", a.Name, say(a.Reason)), accountEnds(a, st.Now))
@@ -110,6 +114,21 @@ func faultText(a *upstream.AccountStatus) string {
 		return ""
 	}
 	return ", the last time: " + strings.TrimRight(a.Fault, ".。")
+}
+
+// noteBlocked notes what Kafka refuses. While a replica is not ready, that it is
+// not says enough.
+func (st *Status) noteBlocked(note func(Health, string, string) *Notice) {
+	if !st.Ready {
+		return
+	}
+	const ends = "when Kafka takes and gives it again; packship goes on trying"
+	if l, ok := st.Ledger.(ledger.Status); ok && l.Failing != "" {
+		note(HealthBlocked, "the ledger cannot be used: "+l.Failing+". No call is made without it; orders wait and none fails", ends)
+	}
+	for _, topic := range slices.Sorted(maps.Keys(st.refused)) {
+		note(HealthBlocked, fmt.Sprintf("topic %s cannot be written to: %s. What is to be written waits and is not lost, and nothing is called for twice", topic, st.refused[topic]), ends)
+	}
 }
 
 func joiningEnds(reason string) string {

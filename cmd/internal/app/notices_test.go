@@ -2,14 +2,20 @@ package app
 
 import (
 	"errors"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"packship/consumer"
 	"packship/producer/ledger"
 	"packship/upstream"
+	"packship/upstream/upstreamtest"
 )
 
 var night = time.Date(2026, 11, 25, 3, 0, 0, 0, time.UTC)
@@ -80,7 +86,15 @@ func TestHealth(t *testing.T) {
 		"damaged": {func(st *Status) {
 			st.Ledger = ledger.Status{Damaged: "truncated", LostBefore: "2026-11-24T00:00:00Z"}
 		}, nil, HealthDamaged, "the ledger has lost records: truncated. Orders packed before 2026-11-24T00:00:00Z", "horizon"},
-		"unfit":  {func(st *Status) { st.Ledger = ledger.Status{Unfit: "it is compacted"} }, nil, HealthDamaged, "will lose records: it is compacted", "packship topics"},
+		"unfit":        {func(st *Status) { st.Ledger = ledger.Status{Unfit: "it is compacted"} }, nil, HealthDamaged, "will lose records: it is compacted", "packship topics"},
+		"ledger fails": {func(st *Status) { st.Ledger = ledger.Status{Failing: "no leader"} }, nil, HealthBlocked, "the ledger cannot be used: no leader. No call is made without it", "goes on trying"},
+		"results refused": {func(st *Status) {
+			st.refused = map[string]string{"shipped": "too large; raise it"}
+			st.Accounts[0].State, st.Accounts[0].Until = upstream.StateHalted, in(0)
+		}, nil, HealthBlocked, "topic shipped cannot be written to: too large; raise it. What is to be written waits", "goes on trying"},
+		"kafka away": {func(st *Status) {
+			st.Ready, st.Reason, st.Ledger = false, "no broker", ledger.Status{Failing: "no broker"}
+		}, nil, HealthJoining, "no broker", "goes on trying"},
 		"broken": {func(st *Status) { st.Ready = false }, errors.New("no topic"), HealthStopping, "packship stops: no topic", "start it again"},
 		"the worst comes first": {func(st *Status) {
 			st.Accounts[0].State, st.Accounts[0].Until = upstream.StateHalted, in(0)
@@ -145,6 +159,48 @@ func TestNoticesSayWhatToDo(t *testing.T) {
 			t.Errorf("%s: %+v, want one that says to do %q", name, st.Notices, tt.want)
 		}
 	}
+}
+
+func TestJoiningReason(t *testing.T) {
+	for reason, want := range map[string]string{
+		"":                                  "joining the group",
+		"joining the group":                 "joining the group",
+		"joining the group: no coordinator": "joining the group: no coordinator",
+		"kafka does not answer: refused":    "joining the group: kafka does not answer: refused",
+	} {
+		if got := joiningReason(reason); got != want {
+			t.Errorf("%q: %q, want %q", reason, got, want)
+		}
+	}
+}
+
+// TestBlockedIsTold has Kafka refuse first an intent and then a result, and finds
+// at once, long before the watchdog has something to say, what is refused and why.
+func TestBlockedIsTold(t *testing.T) {
+	w := newWorld(t, upstreamtest.Options{Latency: quick})
+	if w.cluster == nil {
+		t.Skip("the embedded broker fails on request")
+	}
+	r := w.start()
+	r.eventually("at work", func() bool { return r.c.Status().Health == HealthIdle })
+	refusal := w.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: w.settings.TopicLedger, Err: kerr.NotEnoughReplicas, Count: -1})
+	w.produce(orders(1, 1)...)
+	told := func(texts ...string) func() bool {
+		return func() bool {
+			code, body := r.get("/readyz")
+			return code == http.StatusOK && strings.HasPrefix(body, "ok\nblocked\n") && !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(body, text) })
+		}
+	}
+	r.eventually("the ledger's trouble is told", told("the ledger cannot be used", "bring back the brokers", "No call is made"))
+	if l, ok := r.c.Status().Ledger.(ledger.Status); !ok || l.Failing == "" {
+		t.Errorf("the ledger's status does not say that it fails: %+v", l)
+	}
+	relent := w.refuseResults()
+	refusal.Remove()
+	r.eventually("the refused result is told", told("topic "+w.settings.TopicShipped+" cannot be written to", "bring back the brokers"))
+	relent()
+	w.await(1, 0, 0)
+	r.eventually("idle again", func() bool { return r.c.Status().Health == HealthIdle })
 }
 
 func TestAgo(t *testing.T) {

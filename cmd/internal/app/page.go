@@ -271,7 +271,7 @@ func tone(state string) string {
 		return "ok"
 	case string(HealthIdle), string(HealthStandby):
 		return "calm"
-	case string(HealthHalted), string(HealthStuck), string(HealthStopping), string(HealthDamaged), "failed":
+	case string(HealthHalted), string(HealthStuck), string(HealthStopping), string(HealthDamaged), string(HealthBlocked), "failed":
 		return "bad"
 	default:
 		return "wait"

@@ -53,6 +53,10 @@ type Status struct {
 	// there are.
 	Overdue      []OverdueOrder `json:"overdue"`
 	OverdueCount int            `json:"overdue_count"`
+
+	// refused says which topics do not take what is to be written to them, and
+	// why. It is told in the notices.
+	refused map[string]string
 }
 
 // maxOverdue orders are shown one by one.
@@ -99,7 +103,7 @@ type OldestOrder struct {
 // before and after Run.
 func (c *Connector) Status() Status {
 	c.mu.Lock()
-	memory, reader, shipper, broken, leaving := c.ledger, c.reader, c.shipper, c.broken, c.leaving
+	memory, reader, shipper, results, broken, leaving := c.ledger, c.reader, c.shipper, c.results, c.broken, c.leaving
 	c.mu.Unlock()
 	st := Status{
 		Role: consumer.RoleJoining, Leaving: leaving, Instance: c.name, Version: BuildInfo().Version, Now: time.Now(), Started: c.started,
@@ -132,6 +136,9 @@ func (c *Connector) Status() Status {
 	st.OverdueCount = len(overdue)
 	st.Overdue = append(st.Overdue, overdue[:min(len(overdue), maxOverdue)]...)
 	st.admitStuck()
+	if results != nil {
+		st.refused = results.Blocked()
+	}
 	st.judge(broken)
 	return st
 }
