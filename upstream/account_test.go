@@ -355,6 +355,42 @@ func TestBreakerTrialIsLeft(t *testing.T) {
 	})
 }
 
+// An outage is told when it begins and when it is over, however long it lasts.
+func TestBreakerLog(t *testing.T) {
+	var logs logBuffer
+	inBubble(t, func(c *Config) {
+		c.Logger = slog.New(slog.NewTextHandler(&logs, nil))
+	}, func(b bubble) {
+		t, u, a := b.t, b.u, b.api
+		a.script("status 500")
+		began := time.Now()
+		for i := range 5 {
+			send(t, u, order(i+1))
+		}
+		for i := range 20 {
+			send(t, u, order(i+6)) // tries the API
+		}
+		a.script(success)
+		send(t, u, order(99))
+		if took := time.Since(began); took < 10*time.Minute {
+			t.Fatalf("the outage took only %s", took)
+		}
+	})
+	var got []string
+	for line := range strings.Lines(logs.String()) {
+		if _, change, found := strings.Cut(strings.TrimSpace(line), "level="); found && strings.Contains(line, "breaker changed") {
+			change, _, _ = strings.Cut(change, " outage=1") // ten minutes and something
+			got = append(got, change)
+		}
+	}
+	if d := cmp.Diff([]string{
+		`WARN msg="breaker changed" account=default from=closed to=open`,
+		`INFO msg="breaker changed" account=default from=half_open to=closed`,
+	}, got); d != "" {
+		t.Errorf("lines of the breaker (-want +got):\n%s", d)
+	}
+}
+
 // A quota that runs out (case 5): nothing is called any more but one order
 // after a top-up, and nothing fails.
 func TestHaltAndResume(t *testing.T) {

@@ -209,7 +209,17 @@ func (a *account) breakerChanged(_ string, from, to gobreaker.State) {
 		a.brokenSince = time.Now()
 	}
 	a.metrics.breaker.WithLabelValues(a.name).Set(float64(to))
-	a.note(a.logger.Warn, "breaker changed", "from", breakerName(from), "to", breakerName(to))
+	// An outage is news when it begins and when it is over, and not at every
+	// call that tries the API.
+	news := []any{"from", breakerName(from), "to", breakerName(to)}
+	switch {
+	case from == gobreaker.StateClosed:
+		a.note(a.logger.Warn, "breaker changed", news...)
+	case to == gobreaker.StateClosed:
+		a.note(a.logger.Info, "breaker changed", append(news, "outage", time.Since(a.brokenSince))...)
+	default:
+		a.note(a.logger.Debug, "breaker changed", news...)
+	}
 	if to == gobreaker.StateOpen {
 		a.openUntil = time.Now().Add(a.cfg.BreakerOpenFor)
 		a.wake.Reset(a.cfg.BreakerOpenFor + time.Millisecond)

@@ -2,8 +2,11 @@ package upstream
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net/url"
 	"strconv"
+	"syscall"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -65,7 +68,25 @@ func (u *Upstream) traceCall(order context.Context, t *Turn, x exchange, l *laun
 		span.SetAttributes(semconv.ErrorTypeKey.String(strconv.Itoa(x.status)))
 		span.SetStatus(codes.Error, "")
 	case !a.Answered:
-		span.SetAttributes(semconv.ErrorTypeKey.String(a.Reason))
+		span.SetAttributes(semconv.ErrorTypeKey.String(x.errorType()))
 		span.SetStatus(codes.Error, "no readable answer")
+	}
+}
+
+// errorType says in a word why there is no answer that can be read.
+func (x *exchange) errorType() string {
+	switch {
+	case errors.Is(x.err, errCallTimeout):
+		return "timeout"
+	case errors.Is(x.err, syscall.ECONNRESET), errors.Is(x.err, syscall.EPIPE):
+		return "connection_reset"
+	case errors.Is(x.err, io.EOF), errors.Is(x.err, io.ErrUnexpectedEOF):
+		return "connection_closed"
+	case x.err != nil:
+		return "no_answer"
+	case !x.whole:
+		return "incomplete_answer"
+	default:
+		return "unreadable_answer"
 	}
 }

@@ -2,6 +2,8 @@ package upstream
 
 import (
 	"context"
+	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -27,6 +29,25 @@ func TestCallsAreTraced(t *testing.T) {
 		func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "bad gateway", http.StatusBadGateway) },
 		func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) },
 		func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if tcp, ok := conn.(*net.TCPConn); ok {
+				_ = tcp.SetLinger(0)
+			}
+			_ = conn.Close()
+		},
+		func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "1000")
+			_, _ = w.Write([]byte("{"))
+		},
+		func(_ http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			<-r.Context().Done()
+		},
 	}
 	n := 0
 	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -40,16 +61,17 @@ func TestCallsAreTraced(t *testing.T) {
 	})
 	spans := tracetest.NewSpanRecorder()
 	cfg := testConfig(server.URL + "/send?secret=1")
+	cfg.Timeout = time.Second
+	cfg.BreakerFailures = len(answers)
 	cfg.Tracer = sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans)).Tracer("test")
 	u := newUpstream(t, cfg)
-	var reasons []string
 	for i := range answers {
 		turn, err := u.Admit(t.Context(), order(i+1), false)
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, parent := cfg.Tracer.Start(t.Context(), "order")
-		reasons = append(reasons, turn.Send(ctx, schema.Hold{StartBy: time.Now().Add(time.Minute)}).Reason)
+		turn.Send(ctx, schema.Hold{StartBy: time.Now().Add(time.Minute)})
 		parent.End()
 	}
 	type seen struct {
@@ -85,8 +107,11 @@ func TestCallsAreTraced(t *testing.T) {
 		{codes.Unset, 200, "", "shipped"},
 		{codes.Unset, 200, "", "not_shipped"},
 		{codes.Error, 502, "502", "unknown"},
-		{codes.Error, 200, reasons[3], "unknown"},
-		{codes.Error, 0, reasons[4], "unknown"},
+		{codes.Error, 200, "unreadable_answer", "unknown"},
+		{codes.Error, 0, "connection_closed", "unknown"},
+		{codes.Error, 0, "connection_reset", "unknown"},
+		{codes.Error, 200, "incomplete_answer", "unknown"},
+		{codes.Error, 0, "timeout", "unknown"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("spans of the calls (-want +got):\n%s", diff)
