@@ -84,7 +84,7 @@ type Ledger struct {
 	reading    *outage.Log
 	log        *slog.Logger
 
-	started  time.Time
+	started  time.Time     // set by Run before anything is read
 	behind   atomic.Int32  // partitions that have not been read to the end seen at the start
 	ready    chan struct{} // closed when that falls to 0
 	restored time.Duration // set before ready is closed
@@ -125,7 +125,6 @@ func New(cfg Config) (*Ledger, error) {
 		self:    cfg.Instance + "/" + uuid.NewString()[:8],
 		reading: outage.New(log, "reading the ledger", cfg.remedy),
 		log:     log,
-		started: time.Now(),
 		ready:   make(chan struct{}),
 		refused: make(chan struct{}),
 		orphans: make(chan orphan, 1024),
@@ -149,6 +148,7 @@ func New(cfg Config) (*Ledger, error) {
 // an error only if the ledger cannot be used as it is, which only a person can
 // change.
 func (l *Ledger) Run(ctx context.Context) error {
+	l.started = time.Now()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, p := range l.partitions {
 		g.Go(func() error { return l.tail(ctx, p) })

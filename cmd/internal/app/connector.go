@@ -133,6 +133,10 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 
 	kafka := NewKafka(s, c.crash.kafka(c.opts.KafkaDial), s.Topics()...)
 	life.onStop("kafka connections", func(context.Context) error { kafka.Close(); return nil })
+	p, err := c.makeParts(kafka)
+	if err != nil {
+		return err
+	}
 	if err := c.awaitKafka(run, kafka); err != nil {
 		return unlessEnded(run, err)
 	}
@@ -140,6 +144,40 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 	life.background(run, "upstream", c.api.Run)
 	life.onStop("upstream connections", func(context.Context) error { c.api.CloseIdleConnections(); return nil })
 
+	c.setResults(p.results)
+	life.background(run, "producer", p.results.Run)
+	life.background(run, "ledger", p.ledger.Run)
+	life.onStop("ledger farewell", func(limit context.Context) error {
+		// It spares the other replicas a wait, and that is all.
+		limit, cancel := context.WithTimeout(limit, farewellLimit)
+		defer cancel()
+		if err := p.ledger.Close(limit); err != nil {
+			c.log.Warn("the ledger was not told of the stop, so that other replicas wait before they take over what may be open", "err", err)
+		}
+		return nil
+	})
+	c.setLedger(p.ledger, kafka)
+	if err := p.ledger.WaitReady(run); err != nil {
+		return unlessEnded(run, err)
+	}
+
+	c.setReader(p.reader, p.shipper)
+	life.background(run, "watchdog", func(ctx context.Context) error { return c.watchdog.run(ctx, p.reader, p.shipper) })
+	return unlessEnded(run, p.reader.Run(run))
+}
+
+// parts is what works with Kafka.
+type parts struct {
+	results *producer.Producer
+	ledger  *ledger.Ledger
+	shipper *consumer.Shipper
+	reader  *consumer.Consumer
+}
+
+// makeParts makes the parts. None of them connects to anything before it is run,
+// but all their metrics are there, also while Kafka is away.
+func (c *Connector) makeParts(kafka *Kafka) (*parts, error) {
+	s := &c.settings
 	out, err := producer.New(producer.Config{
 		Client:          kafka.Client,
 		ShippedTopic:    s.TopicShipped,
@@ -153,11 +191,8 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		Tracer:          c.signals.tracer(),
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c.setResults(out)
-	life.background(run, "producer", out.Run)
-
 	memory, err := ledger.New(ledger.Config{
 		Client:      kafka.Client,
 		Topic:       s.TopicLedger,
@@ -173,23 +208,8 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		Registerer:  c.registry,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	life.background(run, "ledger", memory.Run)
-	life.onStop("ledger farewell", func(limit context.Context) error {
-		// It spares the other replicas a wait, and that is all.
-		limit, cancel := context.WithTimeout(limit, farewellLimit)
-		defer cancel()
-		if err := memory.Close(limit); err != nil {
-			c.log.Warn("the ledger was not told of the stop, so that other replicas wait before they take over what may be open", "err", err)
-		}
-		return nil
-	})
-	c.setLedger(memory, kafka)
-	if err := memory.WaitReady(run); err != nil {
-		return unlessEnded(run, err)
-	}
-
 	shipper := consumer.NewShipper(c.crash.ports(consumer.ShipperConfig{
 		Ledger:     memory,
 		Upstream:   admitting{c.api},
@@ -233,11 +253,9 @@ func (c *Connector) Run(ctx context.Context) (err error) {
 		Registerer:       c.registry,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c.setReader(reader, shipper)
-	life.background(run, "watchdog", func(ctx context.Context) error { return c.watchdog.run(ctx, reader, shipper) })
-	return unlessEnded(run, reader.Run(run))
+	return &parts{results: out, ledger: memory, shipper: shipper, reader: reader}, nil
 }
 
 // unlessEnded drops an error that only says that the run has been ended.

@@ -118,7 +118,7 @@ func TestLoadReadsEveryField(t *testing.T) {
 		MaxInFlight: 7, BreakerFailures: 2, BreakerOpenFor: time.Second, RetryMax: 0, RetryBackoff: 10 * time.Millisecond,
 		RetryBackoffMax: 20 * time.Millisecond, UnknownPolicy: "park", WaybillCheck: "strict", LedgerPartitions: 3,
 		LedgerHorizon: time.Hour, HTTPAddr: "127.0.0.1:0", AdminToken: "admin", LogLevel: "debug", LogFormat: "text",
-		ShutdownTimeout: 5 * time.Second, signals: signals{traces: transferHTTP},
+		ShutdownTimeout: 5 * time.Second, signals: signals{traces: transferHTTP, tracesHere: true},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(Settings{}, signals{})); diff != "" {
 		t.Errorf("settings (-want +got):\n%s", diff)

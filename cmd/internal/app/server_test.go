@@ -300,6 +300,16 @@ func TestRunWithoutKafka(t *testing.T) {
 	if code, _ := r.get("/healthz"); code != http.StatusOK {
 		t.Errorf("healthz: %d, want 200", code)
 	}
+	_, metrics := r.get("/metrics")
+	for _, series := range []string{
+		`packship_events_finished_total{class="",topic="` + c.settings.TopicPacked + `",verdict="shipped"} 0`, "packship_gate_open 0",
+		"packship_ledger_append_failures_total 0", `packship_result_publish_failures_total{topic="` + c.settings.TopicShipped + `"} 0`,
+		`packship_consumer_request_failures_total{request="commit"} 0`, "packship_in_doubt 0", "packship_orders_overdue 0",
+	} {
+		if !strings.Contains(metrics, "\n"+series+"\n") {
+			t.Errorf("%s is not there while kafka is away", series)
+		}
+	}
 	r.eventually("several tries", func() bool { return dials.Load() > 3 })
 	if n := strings.Count(log.String(), "waiting for kafka"); n != 1 {
 		t.Errorf("%d log lines after %d tries, want one per change:\n%s", n, dials.Load(), log.String())
