@@ -123,7 +123,7 @@ func TestMetricsLint(t *testing.T) {
 		"packship_takeovers_total", "packship_reconciliations_total", "packship_results_published_total",
 		"packship_result_publish_failures_total", "packship_consumer_request_failures_total", "packship_rebalances_total",
 		"packship_assigned_partitions", "packship_generation", "packship_skipped_offsets_total", "packship_withheld_points_total",
-		"packship_account_halted", "packship_shops_parked", "packship_build_info", "packship_telemetry_export_failures_total",
+		"packship_account_halted", "packship_shops_parked", "packship_build_info", "packship_telemetry_export_failures_total", "packship_telemetry_dropped_spans_total",
 		"go_goroutines", "process_start_time_seconds",
 	} {
 		if after[name] == 0 {

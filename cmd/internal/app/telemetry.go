@@ -141,6 +141,7 @@ type telemetry struct {
 	resource *resource.Resource
 	spans    *sdktrace.TracerProvider // nil: nobody traces
 	failures *prometheus.CounterVec
+	dropped  prometheus.Counter
 }
 
 // newTelemetry prepares the telemetry of a process; nothing runs yet.
@@ -149,7 +150,11 @@ func newTelemetry(s signals, process string, registry *prometheus.Registry, log 
 		Name: "packship_telemetry_export_failures_total",
 		Help: "Batches of spans or metrics that no OpenTelemetry collector took; they are lost.",
 	}, []string{"signal"})}
-	registry.MustRegister(t.failures)
+	t.dropped = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "packship_telemetry_dropped_spans_total",
+		Help: "Spans that were dropped because too many waited to be exported.",
+	})
+	registry.MustRegister(t.failures, t.dropped)
 	for _, signal := range []string{signalTraces, signalMetrics} {
 		t.failures.WithLabelValues(signal)
 	}
@@ -236,7 +241,7 @@ func (t *telemetry) run(ctx context.Context, life *lifecycle) {
 		if err != nil {
 			t.log.Warn("spans are not exported", "err", err)
 		} else {
-			t.spans.RegisterSpanProcessor(sdktrace.NewBatchSpanProcessor(spanExporter{exporter, t.exports(exporting, signalTraces)}))
+			t.spans.RegisterSpanProcessor(newSpanQueue(spanExporter{exporter, t.exports(exporting, signalTraces)}, t.dropped, t.log))
 		}
 		shutdowns = append(shutdowns, t.spans.Shutdown)
 	}
