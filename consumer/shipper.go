@@ -211,8 +211,9 @@ func (s *Shipper) decide(ctx context.Context, o *order) (schema.Outcome, error) 
 				return schema.Outcome{}, err
 			}
 			// Nothing that ends by itself comes here; a person must see it.
-			s.cfg.Logger.ErrorContext(ctx, "order held up", "tid", o.TID, "err", err)
-			s.underWay.trouble(o.rec, err)
+			if s.underWay.trouble(o.rec, err) {
+				s.cfg.Logger.ErrorContext(ctx, "order held up", "tid", o.TID, "err", err)
+			}
 			s.underWay.stepUntil(o.rec, StepRest, time.Now().Add(mishapPause))
 			sleep(ctx, mishapPause)
 		}

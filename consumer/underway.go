@@ -88,8 +88,9 @@ func (u *underWay) stepUntil(rec *schema.Record, s Step, until time.Time) {
 	o.Until = until
 }
 
-// trouble notes what keeps an order up, or with nil that nothing does any more.
-func (u *underWay) trouble(rec *schema.Record, err error) {
+// trouble notes what keeps an order up, or with nil that nothing does any more. It
+// reports whether that is another thing than before.
+func (u *underWay) trouble(rec *schema.Record, err error) (news bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	o := u.orders[rec]
@@ -101,8 +102,10 @@ func (u *underWay) trouble(rec *schema.Record, err error) {
 		if o.Trouble == "" {
 			o.TroubledSince = time.Now()
 		}
+		news = o.Trouble != err.Error()
 		o.Trouble = err.Error()
 	}
+	return news
 }
 
 // list returns the orders that a condition holds for, by partition and offset.

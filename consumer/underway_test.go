@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -69,6 +71,8 @@ func TestUnderWay(t *testing.T) {
 func TestUnderWayWithTrouble(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(nil, later, yes)
+		var logs strings.Builder
+		b.shipper.cfg.Logger = slog.New(slog.NewTextHandler(&logs, nil))
 		b.ledger.settleErr = errors.New("too large")
 		b.upstream.violations = []schema.Violation{{Rule: "V01"}}
 		b.ledger.standing = schema.Standing{State: schema.StateHeld, Holder: "another/1", Round: 1}
@@ -76,11 +80,14 @@ func TestUnderWayWithTrouble(t *testing.T) {
 		done := make(chan error, 1)
 		begin := time.Now()
 		go func() { done <- b.handle(t, ctx, "e") }()
-		time.Sleep(3*mishapPause + time.Second)
+		time.Sleep(3*time.Minute + time.Second) // it is tried every minute
 		synctest.Wait()
 		got := b.only(t)
 		if got.Trouble != "too large" || !got.TroubledSince.Equal(begin) {
 			t.Errorf("got %+v, want trouble since %s", got, begin)
+		}
+		if n := strings.Count(logs.String(), "order held up"); n != 1 {
+			t.Errorf("%d lines for the same trouble, want 1:\n%s", n, logs.String())
 		}
 		cancel()
 		if err := <-done; err == nil {
