@@ -21,6 +21,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -249,6 +250,9 @@ func TestLaunchIsFinal(t *testing.T) {
 		"leaves":           {t.Context(), yes, nil, nil},
 		"not permitted":    {t.Context(), no, nil, errNotAllowed},
 		"ended":            {ended, yes, nil, context.Canceled},
+		"timer is late":    {overdue{t.Context(), time.Now()}, yes, nil, errTooLate},
+		"clock was set on": {overdue{t.Context(), sleptThrough(time.Hour)}, yes, nil, errTooLate},
+		"in time":          {overdue{t.Context(), time.Now().Add(time.Hour)}, yes, nil, nil},
 		"refused before":   {t.Context(), yes, errConnLost, errConnLost},
 		"refused at first": {ended, no, errConnLost, errConnLost},
 	} {
@@ -271,6 +275,46 @@ func TestLaunchIsFinal(t *testing.T) {
 				t.Errorf("wrote %d, seen %d", n, seen)
 			}
 		})
+	}
+}
+
+// overdue is a context whose time is over although nothing has ended it yet: its
+// timer is late, as that of a process which was frozen.
+type overdue struct {
+	context.Context //nolint:containedctx // it is one
+	at              time.Time
+}
+
+func (o overdue) Deadline() (time.Time, bool) { return o.at, true }
+
+// sleptThrough returns a time that the monotonic clock has yet to reach and that
+// lies as far back by the other clock, which has gone on while the machine slept.
+func sleptThrough(d time.Duration) time.Time {
+	at := time.Now().Add(d)
+	// Its first word holds the seconds, above 30 bits of nanoseconds.
+	*(*uint64)(unsafe.Pointer(&at)) -= uint64(2*d/time.Second) << 30
+	return at
+}
+
+func TestSleptThrough(t *testing.T) {
+	now := time.Now()
+	at := sleptThrough(time.Hour)
+	if !at.After(now) || !at.Round(0).Before(now.Round(0)) {
+		t.Fatalf("%s lies before or after %s by both clocks", at, now)
+	}
+}
+
+// A call whose timer is late says nothing against the API.
+func TestLateTimerIsNoFault(t *testing.T) {
+	cfg := testConfig(serve(t, func(http.ResponseWriter, *http.Request) { t.Error("the call has left") }).URL)
+	u := newUpstream(t, cfg)
+	turn, err := u.Admit(t.Context(), order(1), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := turn.Send(overdue{t.Context(), time.Now()}, schema.Hold{})
+	if got.Action != schema.ActHold || got.Reason != reasonNotSent || got.Reached {
+		t.Errorf("got %+v, want a hold", got)
 	}
 }
 

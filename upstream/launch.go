@@ -73,6 +73,9 @@ func (l *launch) leave() bool {
 		return false
 	}
 	why := context.Cause(l.ready)
+	if at, ok := l.ready.Deadline(); ok && why == nil && passed(at, time.Now()) {
+		why = errTooLate
+	}
 	if why == nil && !l.permit() {
 		why = errNotAllowed
 	}
@@ -82,6 +85,15 @@ func (l *launch) leave() bool {
 	}
 	l.state, l.left = launchLeft, time.Now()
 	return true
+}
+
+// passed reports whether a time is over, by either of the two clocks. A process
+// that was frozen finds all its timers due at once, and the one of the pacer may
+// be served before the one that ends ready. And where the whole machine slept,
+// the monotonic clock has not seen it, but the other one may have: that it was
+// set ahead is no harm, since the order is claimed anew.
+func passed(at, now time.Time) bool {
+	return !now.Before(at) || !now.Round(0).Before(at.Round(0))
 }
 
 // refuse makes sure that the call does not leave. It reports false if the call

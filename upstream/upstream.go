@@ -349,6 +349,9 @@ func (t *Turn) Send(gate context.Context, hold schema.Hold) schema.Answer {
 			return answer
 		}
 		why := context.Cause(ready)
+		if why == nil && errors.Is(l.refusal(), errTooLate) {
+			why = errTooLate // its timer is late
+		}
 		switch {
 		case why == nil && errors.Is(l.refusal(), errNotAllowed):
 			return a.giveUp(t, nil)
