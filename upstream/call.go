@@ -76,10 +76,12 @@ func (u *Upstream) do(ready context.Context, l *launch, token, contentType strin
 		}
 	})()
 	var x exchange
+	var conn *pacedConn
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
 			x.connected, x.reused = true, info.Reused
-			paced(info.Conn).arm(l)
+			conn = paced(info.Conn)
+			conn.arm(l)
 		},
 		// What is there before the request has left cannot be its answer.
 		GotFirstResponseByte: func() { l.refuse(errEarlyAnswer) },
@@ -90,7 +92,10 @@ func (u *Upstream) do(ready context.Context, l *launch, token, contentType strin
 		if !permit() {
 			return false
 		}
-		limit = time.AfterFunc(u.cfg.Timeout, func() { cancel(errCallTimeout) })
+		limit = time.AfterFunc(u.cfg.Timeout, func() {
+			conn.takeBack()
+			cancel(errCallTimeout)
+		})
 		return true
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.cfg.URL, bytes.NewReader(body))

@@ -53,6 +53,7 @@ func newTransport(cfg *Config) *http.Transport {
 			if err != nil {
 				return nil, err
 			}
+			boundDelivery(conn, cfg.Timeout)
 			return &pacedConn{Conn: conn}, nil
 		},
 		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
@@ -106,6 +107,16 @@ func (c *pacedConn) Close() error {
 		l.refuse(errConnLost)
 	}
 	return c.Conn.Close()
+}
+
+// takeBack has the next close drop what was written and has not arrived. A close
+// alone leaves that to the kernel, which goes on sending it for a minute or two:
+// where the way to the API was cut for a while, the call would arrive when it had
+// long been given up, and made again.
+func (c *pacedConn) takeBack() {
+	if tcp, ok := c.Conn.(interface{ SetLinger(sec int) error }); ok {
+		_ = tcp.SetLinger(0)
+	}
 }
 
 // paced returns the wrapped connection under a connection of the transport.
