@@ -35,7 +35,14 @@ import (
 //	all but shipped          outcome(any, shipped)    shipped
 //	held(A)                  bye(incarnation of A)    held(A), free at once unless listed
 //
-// and nothing else does anything. An intent fits if it was made for the state it
+// and nothing else does anything. Retention takes the log away record by record:
+// where nothing is known of a shipment, a record speaks for what stood before it.
+// So then an intent fits in whatever round it is, a takeover holds, and a failure
+// ends the round of an attempt whose intent is gone. Without that who reads the
+// log later would forget what those still know who read all of it: what has been
+// answered, and what is in doubt.
+//
+// An intent fits if it was made for the state it
 // meets: it names the round that it opens or joins, it knows of a doubt that
 // there is, and its event has not been answered. Without that an outcome that
 // was composed beforehand could carry the id of another round, or forget the
@@ -216,7 +223,7 @@ func (f *fold) intent(e *entry) bool {
 			answered: d.answers(e.key),
 		}
 	default:
-		o = &open{round: 1}
+		o = &open{round: e.Round}
 	}
 	if e.Round != o.round || o.doubt && !e.Doubt || len(o.answered) > 0 && o.answers(e.hash()) != 0 {
 		return false
@@ -233,6 +240,10 @@ func (f *fold) intent(e *entry) bool {
 
 func (f *fold) takeover(e *entry) bool {
 	o := f.open[e.key]
+	if o == nil && !f.knows(e.key) {
+		o = &open{round: max(e.Round, 1), holder: e.Prev, event: e.Event}
+		f.open[e.key] = o
+	}
 	if o == nil || o.holder != e.Prev {
 		return false
 	}
@@ -280,6 +291,9 @@ func (f *fold) shipped(e *entry) bool {
 
 func (f *fold) fail(e *entry) bool {
 	o := f.open[e.key]
+	if o == nil && !f.knows(e.key) {
+		o = &open{round: e.Round, holder: e.Attempt, event: e.Event, freeAt: e.read.Add(f.lease)}
+	}
 	if o == nil || o.holder != e.Attempt {
 		return false
 	}
@@ -383,6 +397,12 @@ func (d *day) answers(key schema.Key) []answer {
 
 // at returns where the outcome stands.
 func (f *failure) at() place { return place(f.place[0])<<32 | place(f.place[1]) }
+
+// knows reports whether anything is known of a shipment.
+func (f *fold) knows(key schema.Key) bool {
+	_, _, settled := f.settled(key)
+	return settled || f.open[key] != nil
+}
 
 // settled finds the outcome of a shipment.
 func (f *fold) settled(key schema.Key) (*day, place, bool) {

@@ -48,7 +48,7 @@ func newFoldLog(t *testing.T, notations ...string) *foldLog {
 // parseRecord reads a record from a short notation:
 //
 //	intent A e1 r1 [doubt]    takeover A<B e1    release A    shipped A r1
-//	failed A [maybe] [uncalled] [unanswered]    bye w [A ...]    meta
+//	failed A [e1] [r1] [maybe] [uncalled] [unanswered]    bye w [A ...]    meta
 //
 // Attempt A is of the incarnation w, all others are of v.
 func parseRecord(t *testing.T, notation string) *entry {
@@ -88,6 +88,10 @@ func parseRecord(t *testing.T, notation string) *entry {
 	switch words[0] {
 	case "shipped", "failed":
 		e.Kind, e.verdict, e.Attempt = kindOutcome, schema.Verdict(words[0]), attempt(arg)
+		e.Round = max(e.Round, 1)
+		if e.Event == "" {
+			e.Event = "e1"
+		}
 	case "takeover":
 		name, prev, _ := strings.Cut(arg, "<")
 		e.Attempt, e.Prev = attempt(name), attempt(prev)
@@ -150,6 +154,20 @@ func TestFold(t *testing.T) {
 				"intent C e2 r1 doubt": "held by C r1 doubt",
 				"shipped A r1":         "answer @100 r1",
 				"shipped C r1":         "answer @100 r1",
+
+				// What stood before them has expired.
+				"intent C e1 r2":            "held by C r2",
+				"intent C e2 r2":            "held by C r2",
+				"intent C e2 r2 doubt":      "held by C r2 doubt",
+				"intent C e2 r3 doubt":      "held by C r3 doubt",
+				"takeover C<A e1":           "held by C r1 a1 doubt",
+				"takeover C<A e2":           "held by C r1 a1 doubt",
+				"takeover C<D e1":           "held by C r1 a1 doubt",
+				"failed A":                  "answer @100 r1 | open r2 a1",
+				"failed A maybe":            "answer @100 r1 | open r2 a1 doubt",
+				"failed A maybe unanswered": "answer @100 r1 | held by A r2 a1 doubt",
+				"failed A uncalled":         "answer @100 r1 | open r2",
+				"failed C maybe":            "answer @100 r1 | open r2 a1 doubt",
 			},
 		},
 		{
@@ -325,6 +343,21 @@ func TestFoldHistories(t *testing.T) {
 		},
 		"the first success counts": {
 			[]string{"intent A e1 r1", "shipped A r1", "shipped B r1", "failed A"}, "answer @101 r1",
+		},
+		"a round before this one has expired": {
+			[]string{"intent A e2 r2", "failed A"}, "open r3 a1 | answer @101 r2",
+		},
+		"a round before a doubt has expired": {
+			[]string{"intent A e2 r2", "takeover B<A e2"}, "held by B r2 a1 doubt",
+		},
+		"all of a round but its end has expired": {
+			[]string{"failed A e2 r2 maybe", "intent B e3 r3 doubt", "failed B e3 r3"}, "open r4 a2 doubt | answer @100 r2",
+		},
+		"what has expired of a takeover's round": {
+			[]string{"takeover B<A e2 r3", "failed B maybe"}, "open r4 a2 doubt | answer @101 r3",
+		},
+		"a late takeover of a settled round": {
+			[]string{"intent A e1 r1", "failed A", "takeover B<A e1 r1"}, "answer @101 r1 | open r2 a1",
 		},
 		"bye frees only once": {
 			[]string{"intent A e1 r1", "bye w", "bye w"}, "held by A free r1",
