@@ -136,7 +136,8 @@ func (p place) offset() int64 { return int64(p >> 17) }
 func (p place) round() int    { return int(p >> 1 & maxRound) }
 func (p place) failed() bool  { return p&1 != 0 }
 
-// answer says where the outcome stands that answers an event.
+// answer says where the outcome stands that answers an event, 0 if it was there
+// once and has expired.
 type answer struct {
 	event schema.EventHash
 	at    place
@@ -355,6 +356,9 @@ func (f *fold) standing(key schema.Key, event schema.EventHash, now time.Time) (
 		if o.holder != "" {
 			st.State, st.Holder, st.FreeAt = schema.StateHeld, o.holder, o.freeAt
 		}
+		if slices.Contains(o.answered, answer{event: event}) {
+			st.LostBefore = always
+		}
 		return st, 0, true
 	}
 	d, at, settled := f.settled(key)
@@ -367,7 +371,11 @@ func (f *fold) standing(key schema.Key, event schema.EventHash, now time.Time) (
 	failed := d.failed[key]
 	st = schema.Standing{State: schema.StateOpen, Round: at.round() + 1, Attempts: int(failed.attempts), Doubt: failed.doubt}
 	for _, a := range d.answers(key) {
-		if a.event == event {
+		switch {
+		case a.event != event:
+		case a.at == 0:
+			st.LostBefore = always
+		default:
 			st.State, st.Verdict, st.Round = schema.StateSettled, schema.Failed, a.at.round()
 			return st, a.at.offset(), true
 		}
@@ -378,11 +386,30 @@ func (f *fold) standing(key schema.Key, event schema.EventHash, now time.Time) (
 	return st, 0, true
 }
 
+// always is later than any packed event: what is lost may be about all of them.
+var always = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// expireAnswer notes that the outcome at an offset, of an earlier round than the
+// last, is gone. That its event was answered is not forgotten.
+func (f *fold) expireAnswer(key schema.Key, offset int64) {
+	var answers []answer
+	if o := f.open[key]; o != nil {
+		answers = o.answered
+	} else if d, _, ok := f.settled(key); ok {
+		answers = d.earlier[key]
+	}
+	for i := range answers {
+		if answers[i].at != 0 && answers[i].at.offset() == offset {
+			answers[i].at = 0
+		}
+	}
+}
+
 // answers returns where the outcome stands that an earlier round gave to an
 // event, 0 if none did.
 func (o *open) answers(event schema.EventHash) place {
 	for _, a := range o.answered {
-		if a.event == event {
+		if a.event == event && a.at != 0 {
 			return a.at
 		}
 	}

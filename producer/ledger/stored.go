@@ -95,12 +95,14 @@ func (l *Ledger) drop(ctx context.Context, p *partition, key schema.Key, offset 
 }
 
 // forget forgets a shipment whose outcome stood at an offset, and reports whether
-// that was before its time.
+// that was before its time. If it was the outcome of an earlier round, only that is
+// forgotten.
 func (p *partition) forget(key schema.Key, offset int64, horizon time.Duration) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	d, at, ok := p.fold.settled(key)
 	if !ok || at.offset() != offset {
+		p.fold.expireAnswer(key, offset)
 		return false
 	}
 	p.fold.forget(key)

@@ -273,3 +273,61 @@ func TestStoredOfAnother(t *testing.T) {
 		}
 	}
 }
+
+// TestExpiredRounds has retention take the first round of a shipment, and leave
+// the second. Who has read both and who reads what is left must agree on the
+// second, and nobody waits for the outcome that is gone.
+func TestExpiredRounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", 1, map[string]string{"retention.ms": "-1"})
+		r := start(t, b, "ledger", "a", onePartition)
+		s, doubtful := shipment(1), shipment(2)
+		settle(t, r, s, "e1", claim(t, r, s, "e1", ""), refusal())
+		settle(t, r, doubtful, "e1", claim(t, r, doubtful, "e1", ""), refusal())
+		p := r.partitions[0]
+		left, _ := p.position()
+		second := settle(t, r, s, "e2", claim(t, r, s, "e2", ""), refusal())
+		open := claim(t, r, doubtful, "e2", "")
+
+		p.mu.Lock()
+		p.recent = recent{}
+		p.mu.Unlock()
+		putRecord(t, b, "ledger", record{Kind: kindMeta, Meta: &meta{Version: 1, Partitions: 1, Horizon: testHorizon.String(), Epoch: p.epoch(), Renews: time.Now().Add(-testHorizon)}})
+		if err := r.CatchUp(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b.DeleteRecords(t, "ledger", 0, left)
+
+		if _, err := r.Stored(t.Context(), s, "e1"); !errors.Is(err, ErrNotSettled) {
+			t.Errorf("the outcome that is gone: got %v", err)
+		}
+		if got := r.Look(s, "e1"); got.State != schema.StateOpen || got.Round != 3 || !got.LostBefore.Equal(always) {
+			t.Errorf("the event whose answer is gone: got %+v, want open in round 3, and not to be called for", got)
+		}
+		if _, err := r.Stored(t.Context(), doubtful, "e1"); !errors.Is(err, ErrNotSettled) {
+			t.Errorf("the outcome that is gone: got %v", err)
+		}
+		if got := r.Look(doubtful, "e1"); got.State != schema.StateHeld || got.Holder != open.Attempt || !got.LostBefore.Equal(always) {
+			t.Errorf("the event whose answer is gone: got %+v, want held, and not to be called for", got)
+		}
+		if got := r.Status().Damaged; got != "" {
+			t.Errorf("damaged: %s", got)
+		}
+		third := outcomeOf(t, s, 3, maybe())
+		if err := r.Refuse(t.Context(), s, "e1", third); err != nil {
+			t.Fatal(err)
+		}
+		wantStored(t, r, s, "e1", third)
+		claim(t, r, s, "e3", "")
+		wantStored(t, r, s, "e1", third)
+
+		later := start(t, b, "ledger", "b", onePartition)
+		for _, r := range []*replica{r, later} {
+			wantStored(t, r, s, "e2", second)
+			if got := r.Look(doubtful, "e2"); got.State != schema.StateHeld || got.Holder != open.Attempt || got.Round != 2 {
+				t.Errorf("%s: what is under way: got %+v, want held by %s in round 2", r.self, got, open.Attempt)
+			}
+		}
+	})
+}
