@@ -561,9 +561,15 @@ func (l *Ledger) releaseOrphans(ctx context.Context) {
 }
 
 // Close says good-bye in every partition: no attempt of this process is open,
-// but for those that it still holds. Nothing can be claimed afterwards.
+// but for those that it still holds. Nothing can be claimed afterwards. A process
+// that has not read the ledger has nothing to say.
 func (l *Ledger) Close(ctx context.Context) error {
 	l.closed.Store(true)
+	if ready, _ := l.Ready(); !ready {
+		// It has attempted nothing, and an empty partition must begin with a
+		// meta record.
+		return l.appender.Wait(ctx)
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	for _, p := range l.partitions {
 		g.Go(func() error {

@@ -553,6 +553,28 @@ func TestBye(t *testing.T) {
 	})
 }
 
+// TestByeOfNobody has a process told to stop before it has read the ledger, or
+// even begun an empty one. A good-bye that stood before the first meta record would
+// look as if the beginning of the log were lost.
+func TestByeOfNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", 1, TopicConfig(testHorizon))
+		f := b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.ListOffsets}, Err: kerr.LeaderNotAvailable, Count: -1})
+		early := launch(t, b, "ledger", "a", onePartition)
+		if err := early.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := early.kill(); err != nil {
+			t.Error(err)
+		}
+		f.Remove()
+		if st := start(t, b, "ledger", "b", onePartition).Status(); st.Damaged != "" || st.LostBefore != "" {
+			t.Errorf("got %+v, want a ledger of which nothing is lost", st)
+		}
+	})
+}
+
 // TestAbandonedClaim has the context of a claim end while nobody knows whether
 // its intent is in the log.
 func TestAbandonedClaim(t *testing.T) {
