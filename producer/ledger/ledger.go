@@ -472,6 +472,9 @@ func (l *Ledger) Refuse(ctx context.Context, s *schema.Shipment, event string, o
 	outcome.Uncalled = true
 	p.disown(attempt)
 	if err := l.write(ctx, p, s, intent, outcome); err != nil {
+		if !errors.Is(err, producer.ErrMaybeAppended) {
+			p.never(attempt)
+		}
 		return fmt.Errorf("ledger: refuse %s: %w", s.TID, err)
 	}
 	return nil
@@ -525,10 +528,11 @@ func (l *Ledger) write(ctx context.Context, p *partition, s *schema.Shipment, re
 // abandon gives an attempt up that no call is made under. If it may be in the
 // log it is released in the background.
 func (l *Ledger) abandon(o orphan, maybeAppended bool) {
-	o.p.disown(o.release.Attempt)
 	if !maybeAppended {
+		o.p.never(o.release.Attempt)
 		return
 	}
+	o.p.disown(o.release.Attempt)
 	select {
 	case l.orphans <- o:
 	default: // the lease of the attempt ends by itself

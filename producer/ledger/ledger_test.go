@@ -618,6 +618,31 @@ func TestAbandonedClaim(t *testing.T) {
 	}
 }
 
+// TestUnsentLeavesNothing gives up what was never sent. Nothing will ever be read
+// of it, so nothing may be kept of it, or it would be kept for ever.
+func TestUnsentLeavesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", 1, TopicConfig(testHorizon))
+		r := start(t, b, "ledger", "a", onePartition)
+		ended, end := context.WithCancel(t.Context())
+		end()
+		s := shipment(1)
+		if _, _, err := r.Claim(ended, s, "e1", ""); err == nil {
+			t.Error("claimed")
+		}
+		if err := r.Refuse(ended, s, "e1", outcomeOf(t, s, 1, refusal())); err == nil {
+			t.Error("refused")
+		}
+		p := r.partitions[0]
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if len(p.claiming)+len(p.disowned) != 0 {
+			t.Errorf("kept %v and %v", p.claiming, p.disowned)
+		}
+	})
+}
+
 // TestNoLedgerNoClaim sees that a claim waits for as long as the ledger is away.
 func TestNoLedgerNoClaim(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

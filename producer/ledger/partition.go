@@ -219,6 +219,14 @@ func (p *partition) disown(attempt string) {
 	p.disowned[attempt] = true
 }
 
+// never notes that an attempt is not in the log and will not be.
+func (p *partition) never(attempt string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.claiming, attempt)
+	delete(p.disowned, attempt)
+}
+
 // recent keeps the outcomes that were read last, because they are about to be
 // published.
 type recent struct {
