@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -267,6 +268,51 @@ func TestTopicIsChanged(t *testing.T) {
 		}
 		if got := strings.Count(r.log.String(), "the ledger's topic was changed"); got != 2 {
 			t.Errorf("%d lines about it, want 2:\n%s", got, r.log)
+		}
+	})
+}
+
+// TestCutOffUnseen has a log cut off and grow again before the tail asks for more,
+// so that what the tail gets looks as if nothing had happened. The first own record
+// that is appended shows it, and nothing is called for under that.
+func TestCutOffUnseen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", 1, TopicConfig(testHorizon))
+		r := start(t, b, "ledger", "a", onePartition)
+		settle(t, r, shipment(1), "e1", claim(t, r, shipment(1), "e1", ""), nil)
+		next, _ := r.partitions[0].position()
+		epoch := r.partitions[0].epoch()
+
+		release := r.brake.hold()
+		time.Sleep(fetchWait) // the fetch that is under way ends
+		b.Delete(t, "ledger")
+		b.Create(t, "ledger", 1, TopicConfig(testHorizon))
+		putRecord(t, b, "ledger", record{Kind: kindMeta, Meta: &meta{Version: 1, Partitions: 1, Horizon: testHorizon.String(), Epoch: epoch}})
+		for range next - 2 { // one record is missing
+			putRecord(t, b, "ledger", record{Kind: kindBye, Incarnation: "x/1"})
+		}
+		claimed := make(chan error, 1)
+		go func() {
+			_, held, err := r.Claim(t.Context(), shipment(2), "e1", "")
+			if held {
+				err = errors.New("held")
+			}
+			claimed <- err
+		}()
+		synctest.Wait()
+		release()
+		if err := <-claimed; err == nil || !strings.Contains(err.Error(), "was cut off") {
+			t.Errorf("claim: got %v", err)
+		}
+		if got := r.Status().Damaged; !strings.Contains(got, "the log was cut off") {
+			t.Errorf("damage: got %q", got)
+		}
+		if err := r.CatchUp(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.Look(shipment(1), "e1"); got.LostBefore.IsZero() {
+			t.Errorf("what is gone: got %+v", got)
 		}
 	})
 }

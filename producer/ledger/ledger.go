@@ -512,9 +512,15 @@ func (l *Ledger) write(ctx context.Context, p *partition, s *schema.Shipment, re
 		entries[i] = producer.Entry{Key: key, Value: value}
 	}
 	begin := time.Now()
+	read := p.reading()
 	first, err := l.appender.Append(ctx, p.n, entries...)
 	if err != nil {
 		return err
+	}
+	if p.cutOff(read, first) {
+		l.damaged(p, time.Now(), fmt.Sprintf("a record was appended to partition %d at offset %d although %d had been read: the log was cut off", p.n, first, read.next-1))
+		p.lose()
+		return fmt.Errorf("ledger: append to %s/%d: %w: the log was cut off", l.cfg.Topic, p.n, producer.ErrMaybeAppended)
 	}
 	appended := time.Now()
 	l.metrics.append.Observe(appended.Sub(begin).Seconds())

@@ -29,6 +29,8 @@ type partition struct {
 	fold    *fold
 	charges charges
 	next    int64 // the offset that is read next
+	// begun counts how often the log has been read from its beginning.
+	begun int
 	// watched has a channel for every shipment that somebody waits for. It is
 	// closed when a record of the shipment is read.
 	watched map[schema.Key]*watch
@@ -158,11 +160,32 @@ func (p *partition) position() (int64, <-chan struct{}) {
 	return p.next, p.moved
 }
 
+// reading is how far a log has been read.
+type reading struct {
+	begun int
+	next  int64
+}
+
+func (p *partition) reading() reading {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return reading{p.begun, p.next}
+}
+
+// cutOff reports whether a record that was appended after a reading lies before
+// it, so that it takes the place of one that was read and is gone.
+func (p *partition) cutOff(before reading, offset int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return offset < before.next && p.begun == before.begun && !p.lost
+}
+
 // reset forgets everything and starts again at an offset: the log is another
 // one than it was. All waiters are woken.
 func (p *partition) reset(next int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.begun++
 	p.fold = newFold(p.fold.lease)
 	p.charges.restart()
 	p.recent = recent{}
