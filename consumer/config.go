@@ -44,7 +44,8 @@ type Config struct {
 
 	// StartAtEnd is where a partition without a committed offset begins: at
 	// its end if true, else at its beginning. The answer is committed before
-	// the first record is read, so that it is given once.
+	// the first record is read, so that it is given once. Partitions that are
+	// added to the topic later begin at their beginning.
 	StartAtEnd bool
 
 	// Window and WindowBytes bound the unsettled records of a partition in

@@ -28,6 +28,11 @@ type Consumer struct {
 	// them for its coordinator. Only the member uses it.
 	bootstrap []string
 
+	// added says of the partitions that were met without a committed offset
+	// whether they are new ones of a group that has begun before. Only the one
+	// who attends a session uses it.
+	added map[int]bool
+
 	loops      sync.WaitGroup // of the tenures
 	lastCommit signal         // a generation has ended
 	lookAgain  signal         // a generation has begun
@@ -60,7 +65,7 @@ func New(cfg Config) (*Consumer, error) {
 		cfg: cfg, log: cfg.Logger, single: newSingleHolder(cfg.Name), spread: newSpreadHolder(cfg.Shares),
 		lastCommit: newSignal(), lookAgain: newSignal(),
 		bootstrap: slices.Clone(cfg.Brokers),
-		held:      make(map[int]*tenure), ends: make(map[int]bounds),
+		held:      make(map[int]*tenure), ends: make(map[int]bounds), added: make(map[int]bool),
 		role: RoleJoining, reason: "starting",
 	}
 	c.blocker, _ = cfg.Handler.(Blocker)

@@ -337,10 +337,13 @@ func (c *Consumer) pin(s *session, partitions []int) ([]int, error) {
 	if len(ends) == 0 {
 		return partitions, err
 	}
+	if failed := c.judgeUnset(s, partitions); failed != nil {
+		return partitions, failed
+	}
 	starts := make(map[int]int64, len(ends))
 	for p, b := range ends {
 		starts[p] = b.first
-		if c.cfg.StartAtEnd {
+		if c.cfg.StartAtEnd && !c.added[p] {
 			starts[p] = b.last
 		}
 	}
@@ -361,6 +364,52 @@ func (c *Consumer) pin(s *session, partitions []int) ([]int, error) {
 		}
 	}
 	return unset, err
+}
+
+// judgeUnset finds out which of the partitions without a committed offset were
+// added to the topic after the group had begun. They begin at their beginning even
+// if the group began at the end: what stands in them came later. Partitions are
+// added at the end, and a group commits for all at its beginning. But one may lack
+// a leader then, so this is judged when a partition is met for the first time.
+func (c *Consumer) judgeUnset(s *session, partitions []int) error {
+	if !c.cfg.StartAtEnd {
+		return nil
+	}
+	unknown := slices.DeleteFunc(slices.Clone(partitions), func(p int) bool { _, known := c.added[p]; return known })
+	if len(unknown) == 0 {
+		return nil
+	}
+	n, err := c.partitions(s.ctx)
+	if err != nil {
+		return err
+	}
+	n = max(n, slices.Max(partitions)+1)
+	all := make([]int, n)
+	for p := range all {
+		all[p] = p
+	}
+	committed, err := c.committed(s.ctx, all)
+	if err != nil {
+		return err
+	}
+	set := make([]bool, n)
+	for p := range set {
+		set[p] = committed[p].offset != noOffset
+	}
+	added := addedLater(set, shareOf(s.partitions).Of)
+	for _, p := range unknown {
+		c.added[p] = added
+	}
+	return nil
+}
+
+// addedLater judges by which partitions have a committed offset whether those that
+// have none are new ones. Members that share the partitions commit one after the
+// other: at the beginning of a group that leaves a gap among the first partitions,
+// of which each member has one.
+func addedLater(set []bool, members int) bool {
+	first := slices.Index(set, false)
+	return members > 1 && first >= members || first > 0 && !slices.Contains(set[first:], true)
 }
 
 // resume lets a tenure go on under a new generation. It reports false if there

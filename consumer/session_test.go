@@ -1018,6 +1018,84 @@ func TestPartitionsAreAdded(t *testing.T) {
 	})
 }
 
+// A group that has begun at the end reads a partition that is added later from its
+// beginning, also if it was filled while nothing ran.
+func TestAddedPartitionsBeginAtTheirBeginning(t *testing.T) {
+	for name, members := range map[string]int{"one member": 1, "two members": 2} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, 4, func(w *world) {
+				t := w.t
+				for p := range 4 {
+					w.produce(p, events("old", 10*p+1, 3)...)
+				}
+				h := new(fakeHandler)
+				start := func(round int) (running []*replica) {
+					for m := range members {
+						running = append(running, w.start(fmt.Sprint(round, m), h, func(c *Config) { c.StartAtEnd, c.Shares = true, members }))
+					}
+					for _, r := range running {
+						r.awaitRole(RoleActive)
+					}
+					return running
+				}
+				running := start(1)
+				for p := range 4 {
+					w.awaitCommit(p, 3)
+				}
+				for _, r := range running {
+					if err := r.stop(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				res, err := w.client.CreatePartitions(t.Context(), &kafka.CreatePartitionsRequest{
+					Topics: []kafka.TopicPartitionsConfig{{Name: testTopic, Count: 6}},
+				})
+				if err != nil || res.Errors[testTopic] != nil {
+					t.Fatal(err, res)
+				}
+				time.Sleep(time.Second)
+				w.produce(4, events("new", 100, 3)...)
+				w.produce(5, events("new", 200, 2)...)
+				start(2)
+				w.awaitCommit(4, 3)
+				w.awaitCommit(5, 2)
+				h.mu.Lock()
+				defer h.mu.Unlock()
+				slices.Sort(h.settled)
+				want := []string{at(4, 0), at(4, 1), at(4, 2), at(5, 0), at(5, 1)}
+				if got := slices.Compact(h.settled); !slices.Equal(got, want) {
+					t.Errorf("settled %v, want %v, which came later", got, want)
+				}
+			})
+		})
+	}
+}
+
+func TestAddedLater(t *testing.T) {
+	for name, test := range map[string]struct {
+		set     string // what is committed of each partition
+		members int
+		want    bool
+	}{
+		"a new group":                          {"----", 1, false},
+		"one had no leader":                    {"xx-x", 1, false},
+		"two are new":                          {"xx--", 1, true},
+		"the other member was first":           {"x-x-", 2, false},
+		"the second member was first":          {"-x-x", 2, false},
+		"two of three were first":              {"xx-xx-", 3, false},
+		"the other had its new one first":      {"xx-x", 2, true},
+		"the other has yet to get its new one": {"xxx-", 2, true},
+	} {
+		set := make([]bool, len(test.set))
+		for p := range set {
+			set[p] = test.set[p] == 'x'
+		}
+		if got := addedLater(set, test.members); got != test.want {
+			t.Errorf("%s: got %v, want %v", name, got, test.want)
+		}
+	}
+}
+
 func TestBrokersUnreachableAtStart(t *testing.T) {
 	inWorld(t, 1, func(w *world) {
 		t := w.t
