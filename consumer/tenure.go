@@ -130,14 +130,17 @@ func (t *tenure) skip(offset int64) {
 // gate is open: a member that may not call has no use for more records.
 func (t *tenure) fetch() {
 	tr := t.c.trouble(t.log, requestFetch)
-	var above time.Time // since when the offset has been beyond the end
+	var above beyond
 	for t.c.gate.Wait(t.ctx) == nil && t.awaitRoom() {
 		next, err := t.read(t.position(), t.take)
 		if errors.Is(err, kafka.OffsetOutOfRange) {
 			err = t.outOfRange(&above)
 		} else if err == nil {
+			if !above.since.IsZero() {
+				t.grownAgain(above.end)
+				return
+			}
 			t.skip(next)
-			above = time.Time{}
 		}
 		switch {
 		case t.ctx.Err() != nil:
@@ -362,7 +365,7 @@ func (t *tenure) ended(it *item, err error) bool {
 // outOfRange decides what to do when the broker says that the position is not
 // in the log. The leader is asked for the ends of the log first, because a
 // follower that lags behind says so too.
-func (t *tenure) outOfRange(above *time.Time) error {
+func (t *tenure) outOfRange(above *beyond) error {
 	at := t.position()
 	b, err := t.c.boundsOf(t.ctx, t.partition)
 	switch {
@@ -377,10 +380,11 @@ func (t *tenure) outOfRange(above *time.Time) error {
 		// made anew. What stands in it now may all be new, and the ledger
 		// knows what is not, so it is read from its beginning. A new leader
 		// may be behind for a moment, therefore the wait.
-		if above.IsZero() {
-			*above = time.Now()
+		if above.since.IsZero() {
+			*above = beyond{time.Now(), b.last}
 		}
-		if time.Since(*above) < truncatedAfter {
+		above.end = min(above.end, b.last)
+		if time.Since(above.since) < truncatedAfter {
 			return errAboveEnd
 		}
 		t.reportHole(b.last, at, "the log was truncated or its topic was made anew; reading it from its beginning")
@@ -389,6 +393,30 @@ func (t *tenure) outOfRange(above *time.Time) error {
 	default:
 		return kafka.OffsetOutOfRange
 	}
+}
+
+// beyond is since when the position has been beyond the end of the log, and where
+// that was at the lowest.
+type beyond struct {
+	since time.Time
+	end   int64
+}
+
+// grownAgain has the partition read once more from somewhat before an end that its
+// log had although it had been read further. What stands behind that now took the
+// place of what was read; what stands before it, at least a few seconds' worth, may
+// be all new as well. The ledger knows what is not.
+func (t *tenure) grownAgain(end int64) {
+	b, err := t.c.boundsOf(t.ctx, t.partition)
+	for err != nil {
+		if !sleep(t.ctx, handlerRetry) {
+			return
+		}
+		b, err = t.c.boundsOf(t.ctx, t.partition)
+	}
+	start := max(b.first, end-int64(t.c.cfg.Window))
+	t.log.Error("log was cut off and has grown again, reading that part once more", "topic", t.c.cfg.Topic, "end", end, "read", t.position(), "from", start)
+	t.c.restart(t, start)
 }
 
 // truncatedAfter is how long a log must have been too short before it is

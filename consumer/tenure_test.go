@@ -227,6 +227,41 @@ func TestCommittedOffsetBeyondTheEnd(t *testing.T) {
 	})
 }
 
+// A log that was cut off under the reader may have grown again before that is
+// believed. What is new in it was never read, although its offsets were.
+func TestLogIsCutOffAndGrows(t *testing.T) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
+		w.produce(0, events("old", 1, 10)...)
+		h := new(fakeHandler)
+		r := w.start("a", h)
+		w.awaitCommit(0, 10)
+		if err := w.cluster.DeleteTopic(testTopic); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.cluster.CreateTopic(testTopic, 1, nil); err != nil {
+			t.Fatal(err)
+		}
+		w.produce(0, events("new", 1, 5)...)
+		await(t, "the log to be found shorter", func() bool { return r.log.count("beyond the end") > 0 })
+		w.produce(0, events("new", 10, 10)...)
+		h.awaitSettled(t, 25)
+		w.awaitCommit(0, 15)
+		seen := map[string]bool{}
+		h.mu.Lock()
+		for order := range h.perOrder {
+			seen[order] = true
+		}
+		h.mu.Unlock()
+		if len(seen) != 25 {
+			t.Errorf("settled %d orders, want the 10 of the old log and the 15 of the new one", len(seen))
+		}
+		if n := r.log.count("ERROR log was cut off and has grown again"); n != 1 {
+			t.Errorf("%d log lines tell, want 1:\n%s", n, r.log)
+		}
+	})
+}
+
 // Transactions leave markers in the log that are no records.
 func TestTransactionMarkersArePassed(t *testing.T) {
 	inWorld(t, 1, func(w *world) {
