@@ -82,10 +82,11 @@ func newPacer(perSecond float64, jitter time.Duration) *pacer {
 		line: make(chan struct{}, 1), changed: make(chan struct{}),
 	}
 	p.limiter = rate.NewLimiter(p.limit(), p.burst())
-	if perSecond >= 1 && perSecond < manyPerSecond {
+	if perSecond < manyPerSecond {
 		// The log has as many places as whole calls fit into a second; of a
-		// rate of 2.5 it covers the two calls of 0.8 s.
-		p.slots = int(perSecond)
+		// rate of 2.5 it covers the two calls of 0.8 s, and of one of 0.5 the
+		// single call of two seconds.
+		p.slots = max(1, int(perSecond))
 		p.per = float64(p.slots) / perSecond
 		p.log = make([]*departure, p.slots)
 	}
@@ -279,7 +280,7 @@ func (p *pacer) held(now time.Time) int {
 	}
 	n := 0
 	for _, d := range p.log {
-		if d != nil && (!d.out || now.Sub(d.at) < p.window) {
+		if d != nil && (!d.out || now.Sub(d.at) < time.Duration(max(1, p.per)*float64(p.window))) {
 			n++
 		}
 	}
