@@ -410,6 +410,40 @@ func TestClocksThatRunAhead(t *testing.T) {
 	}
 }
 
+// A process whose clock is far behind writes outcomes. They are remembered like
+// those of others; and a clock that runs ahead keeps nothing for longer than that.
+func TestClocksThatAreBehind(t *testing.T) {
+	now := time.Date(2026, 11, 24, 2, 0, 0, 0, time.UTC)
+	behind, ahead := now.AddDate(-26, 0, 0), now.AddDate(1, 0, 0)
+	p := newPartition(0, testLease, nil)
+	write := func(n int, at time.Time) {
+		p.apply([]entry{{
+			key: shipment(n).Key(), time: at, read: now,
+			record: record{Kind: kindOutcome, Attempt: "w/1", Round: 1, verdict: schema.Shipped},
+		}}, int64(n))
+	}
+	write(1, now.Add(-time.Hour))
+	write(2, behind)
+	write(3, ahead)
+	write(4, behind)
+	known := func(n int) bool {
+		_, _, known := p.fold.standing(shipment(n).Key(), schema.EventHash{}, now)
+		return known
+	}
+	p.expire(now, testHorizon)
+	for n := range 4 {
+		if !known(n + 1) {
+			t.Errorf("shipment %d is forgotten", n+1)
+		}
+	}
+	p.expire(now.Add(testHorizon+48*time.Hour), testHorizon)
+	for n, want := range map[int]bool{1: false, 2: false, 3: true, 4: false} {
+		if known(n) != want {
+			t.Errorf("past the horizon: shipment %d is known: %v, want %v", n, !want, want)
+		}
+	}
+}
+
 // TestTransactionMarkers sees that what is no record to us is stepped over.
 func TestTransactionMarkers(t *testing.T) {
 	for name, cluster := range brokertest.All {

@@ -84,8 +84,14 @@ func (p *partition) apply(entries []entry, next int64) {
 	defer p.mu.Unlock()
 	for i := range entries {
 		e := &entries[i]
+		// A timestamp is that of whoever wrote the record, whatever the topic
+		// says: the client reads none of the broker's. One whose clock is behind
+		// must not have its records expire before their time, so none is older
+		// than those that stand before it, as far as these are not in the future.
 		if e.time.After(p.newest) {
 			p.newest = e.time
+		} else if floor := earlier(p.newest, e.read); floor.After(e.time) {
+			e.time = floor
 		}
 		switch e.Kind {
 		case kindMeta:
@@ -108,6 +114,13 @@ func (p *partition) apply(entries []entry, next int64) {
 		p.wake(e.key)
 	}
 	p.move(next)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // move sets the offset that is read next. The caller holds the mutex.
