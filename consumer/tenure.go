@@ -445,7 +445,7 @@ func (t *tenure) read(offset int64, visit func(*schema.Record) error) (int64, er
 	}
 	next := offset
 	for {
-		r, err := res.Records.ReadRecord()
+		r, err := res.records.ReadRecord()
 		if errors.Is(err, io.EOF) {
 			break
 		}
@@ -464,8 +464,8 @@ func (t *tenure) read(offset int64, visit func(*schema.Record) error) (int64, er
 		}
 		next = rec.Offset + 1
 	}
-	stream, ok := res.Records.(*protocol.RecordStream)
-	if ok && next == offset && len(stream.Records) > 0 && offset < res.HighWatermark {
+	stream, ok := res.records.(*protocol.RecordStream)
+	if ok && next == offset && len(stream.Records) > 0 && offset < res.highWatermark {
 		switch b := stream.Records[len(stream.Records)-1].(type) {
 		case *protocol.RecordBatch:
 			next = max(offset, b.BaseOffset) + 1
@@ -479,18 +479,11 @@ func (t *tenure) read(offset int64, visit func(*schema.Record) error) (int64, er
 }
 
 // request makes one fetch.
-func (t *tenure) request(offset int64) (*kafka.FetchResponse, error) {
+func (t *tenure) request(offset int64) (fetched, error) {
 	ctx, cancel := request(t.ctx)
 	defer cancel()
 	defer t.c.pulse.begin()()
-	res, err := t.c.cfg.Client.Fetch(ctx, &kafka.FetchRequest{
-		Topic: t.c.cfg.Topic, Partition: t.partition, Offset: offset,
-		MinBytes: 1, MaxBytes: fetchBytes, MaxWait: fetchWait,
-	})
-	if err == nil {
-		err = res.Error
-	}
-	return res, err
+	return t.c.fetchCommitted(ctx, t.partition, offset)
 }
 
 // copyRecord copies a record out of the response's memory and gives that back.

@@ -303,6 +303,84 @@ func TestTransactionMarkersArePassed(t *testing.T) {
 	})
 }
 
+// What a transaction may yet take back is no order, and what one has taken back
+// never was.
+func TestAbortedTransactionsAreNoOrders(t *testing.T) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
+		producer := func(id string) *kgo.Client {
+			cl, err := kgo.NewClient(
+				kgo.SeedBrokers(w.brokers()...), kgo.Dialer(w.vn.DialContext), kgo.TransactionalID(id),
+				kgo.DefaultProduceTopic(testTopic), kgo.RecordPartitioner(kgo.ManualPartitioner()),
+			)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return cl
+		}
+		a, b := producer("a"), producer("b")
+		defer a.Close()
+		defer b.Close()
+		begin := func(cl *kgo.Client) {
+			t.Helper()
+			if err := cl.BeginTransaction(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		end := func(cl *kgo.Client, commit kgo.TransactionEndTry) {
+			t.Helper()
+			if err := cl.EndTransaction(t.Context(), commit); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pack := func(cl *kgo.Client, from, n int) {
+			t.Helper()
+			var recs []*kgo.Record
+			for i := range n {
+				recs = append(recs, kgo.StringRecord(event("s", from+i)))
+			}
+			if err := cl.ProduceSync(t.Context(), recs...).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h := new(fakeHandler)
+		for round := range 3 { // the two interleave
+			begin(a)
+			begin(b)
+			pack(a, 1000+100*round, 3)
+			pack(b, 10*round+1, 2)
+			pack(a, 1050+100*round, 2)
+			pack(b, 10*round+3, 1)
+			end(a, kgo.TryAbort)
+			end(b, kgo.TryCommit)
+			w.produce(0, event("s", 10*round+4))
+		}
+		w.start("a", h)
+		w.awaitCommit(0, 33) // eight in transactions, their two markers and another one, three times
+		begin(a)
+		pack(a, 500, 2)
+		w.produce(0, event("s", 90))
+		time.Sleep(10 * time.Second) // it is given up after 40 s
+		check := func(when string, want int) {
+			t.Helper()
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			if len(h.settled) != want {
+				t.Errorf("%s: settled %v, want %d", when, h.settled, want)
+			}
+			for order := range h.perOrder {
+				if len(strings.TrimPrefix(order, "s/")) > 3 {
+					t.Errorf("%s: order %s was taken back", when, order)
+				}
+			}
+		}
+		check("while a transaction is open", 12)
+		end(a, kgo.TryCommit)
+		w.awaitCommit(0, 37)
+		check("once it is committed", 15)
+	})
+}
+
 // A compacted log has gaps of any size.
 func TestCompactedLogIsRead(t *testing.T) {
 	inWorld(t, 0, func(w *world) {
