@@ -570,6 +570,20 @@ func (l *Ledger) releaseOrphans(ctx context.Context) {
 	}
 }
 
+// renewLast appends the meta record again at the end of a process, so that it does
+// not expire before the last records do: after a standstill of nearly a horizon the
+// log would look as if its beginning were lost.
+func (l *Ledger) renewLast(ctx context.Context, p *partition) error {
+	p.mu.Lock()
+	known, lost := p.metas, p.lost
+	p.mu.Unlock()
+	if lost || known.epoch == "" || known.offset == gone || time.Since(known.newest) < l.cfg.Horizon/100 {
+		return nil
+	}
+	_, err := l.appendMeta(ctx, p, known.newest, known.epoch)
+	return err
+}
+
 // Close says good-bye in every partition: no attempt of this process is open,
 // but for those that it still holds. Nothing can be claimed afterwards. A process
 // that has not read the ledger has nothing to say.
@@ -591,7 +605,7 @@ func (l *Ledger) Close(ctx context.Context) error {
 			if _, err := l.appender.Append(gctx, p.n, producer.Entry{Value: value}); err != nil {
 				return fmt.Errorf("ledger: say good-bye: %w", err)
 			}
-			return nil
+			return l.renewLast(gctx, p)
 		})
 	}
 	return errors.Join(g.Wait(), l.appender.Wait(ctx))

@@ -817,6 +817,37 @@ func TestMetaIsRenewed(t *testing.T) {
 	})
 }
 
+// TestMetaOutlivesTheRest has a ledger stand still for so long that retention takes
+// all but what was written last. It is still the same ledger, and nothing is lost.
+func TestMetaOutlivesTheRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", 1, map[string]string{"retention.ms": "-1"})
+		one := func(c *Config) { c.Partitions, c.Horizon = 1, 20*time.Minute }
+		a := start(t, b, "ledger", "a", one)
+		time.Sleep(4 * time.Minute)
+		last, _ := a.partitions[0].position()
+		settle(t, a, shipment(1), "e1", claim(t, a, shipment(1), "e1", ""), nil)
+		mark := a.Bookmark()
+		if err := a.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.kill(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(17 * time.Minute)
+		b.DeleteRecords(t, "ledger", 0, last)
+		r := start(t, b, "ledger", "b", one)
+		r.Resume(mark)
+		if err := r.CatchUp(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if st := r.Status(); st.Damaged != "" || st.LostBefore != "" {
+			t.Errorf("got %+v, want a ledger of which nothing is lost", st)
+		}
+	})
+}
+
 func TestWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.Virtual(t)
