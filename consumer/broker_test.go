@@ -287,7 +287,7 @@ func TestBrokerCommittedOffsetBeyondTheEnd(t *testing.T) {
 	}
 }
 
-func TestBrokerTransactionMarkers(t *testing.T) {
+func TestBrokerTransactions(t *testing.T) {
 	w := inRealWorld(t, 1)
 	cl, err := kgo.NewClient(kgo.SeedBrokers(w.brokers...), kgo.TransactionalID(w.topic),
 		kgo.DefaultProduceTopic(w.topic), kgo.RecordPartitioner(kgo.ManualPartitioner()))
@@ -295,7 +295,7 @@ func TestBrokerTransactionMarkers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cl.Close()
-	for i := range 5 {
+	for i := range 10 { // every other one is taken back
 		if err := cl.BeginTransaction(); err != nil {
 			t.Fatal(err)
 		}
@@ -304,13 +304,13 @@ func TestBrokerTransactionMarkers(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := cl.EndTransaction(t.Context(), kgo.TryCommit); err != nil {
+		if err := cl.EndTransaction(t.Context(), kgo.TransactionEndTry(i%2 == 0)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	h := new(fakeHandler)
 	w.start("a", h)
-	w.awaitCommit(0, 20)
+	w.awaitCommit(0, 40)
 	if _, settled := h.count(); settled != 15 {
 		t.Errorf("settled %d records, want 15", settled)
 	}
