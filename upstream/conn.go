@@ -37,7 +37,7 @@ const (
 func newTransport(cfg *Config) *http.Transport {
 	dial := cfg.DialContext
 	if dial == nil {
-		dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
+		dial = (&oneFamily{dial: new(net.Dialer).DialContext}).dialContext
 	}
 	calls := 0
 	for range cfg.Accounts {

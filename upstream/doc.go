@@ -44,6 +44,7 @@
 //	pacer.go     the rate limit
 //	launch.go    the moment at which a call leaves, or does not
 //	conn.go      connections whose first write waits for that moment
+//	family.go    all of them by IPv4, or all by IPv6
 //	call.go      the form and one HTTP exchange
 //	answer.go    what a reply means
 //	table.go     the answer table and how a text is found in it
