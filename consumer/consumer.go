@@ -98,6 +98,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	defer cutOff()
 	upkeep.Go(func() { c.commitLoop(upkeepCtx, commits) })
 	upkeep.Go(func() { c.watch(upkeepCtx) })
+	upkeep.Go(func() { c.keepAwake(upkeepCtx) })
 
 	<-ctx.Done()
 	end := time.Now().Add(c.cfg.StopTimeout)

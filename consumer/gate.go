@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 )
 
 // errGateClosed is the cause of a context of [Gate.Context] that ended because
@@ -25,6 +26,10 @@ type Gate struct {
 	retired    bool                                  // guarded by mu; the gate never opens again
 	opened     chan struct{}                         // guarded by mu; closed when the gate opens, nil until somebody waits
 	cancels    map[*context.CancelCauseFunc]struct{} // guarded by mu; of the contexts that end with this opening
+	// The process was seen running at this time. If it was not for longer than
+	// asleep, another may have taken its place. Zero: nobody looks.
+	seen   time.Time     // guarded by mu
+	asleep time.Duration // guarded by mu
 }
 
 // Wait blocks until the gate is open, or returns the cause of the context's
@@ -75,6 +80,37 @@ func (g *Gate) Context(parent context.Context) (context.Context, context.CancelF
 	}
 }
 
+// alive says that the process runs, and is to be called far more often than
+// asleep. It closes the gate and returns false if the time since the last call
+// was longer than that: the process was frozen. Then the gate stays closed for
+// the generation that it was open for.
+func (g *Gate) alive(asleep time.Duration) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.asleep = asleep
+	woken := g.overslept()
+	g.seen = time.Now()
+	if woken {
+		g.end()
+	}
+	return !woken
+}
+
+// look closes the gate if the process was frozen. Who has waited for anything
+// asks it before the wait has consequences: a process that wakes up does what was
+// due, in any order, and the news that it is no member any more comes later.
+func (g *Gate) look() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.overslept() {
+		g.end()
+	}
+}
+
+// overslept reports whether the process was not seen running for too long. The
+// caller holds mu.
+func (g *Gate) overslept() bool { return !g.seen.IsZero() && time.Since(g.seen) > g.asleep }
+
 // IsOpen reports whether the gate is open now.
 func (g *Gate) IsOpen() bool {
 	g.mu.Lock()
@@ -89,7 +125,7 @@ func (g *Gate) IsOpen() bool {
 func (g *Gate) open(generation context.Context) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.retired || generation.Err() != nil {
+	if g.retired || generation.Err() != nil || g.overslept() {
 		return false
 	}
 	if g.generation != nil && g.generation != generation {

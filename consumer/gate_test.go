@@ -147,3 +147,41 @@ func TestGateOpenRacesWithTheEnd(t *testing.T) {
 		}
 	}
 }
+
+// A process that was frozen does what was due when it wakes up, and may do it
+// before the group tells it that it is no member any more.
+func TestGateShutsWhenTheProcessWasFrozen(t *testing.T) {
+	const asleep = 3 * time.Second
+	for name, notice := range map[string]func(g *Gate){
+		"by whoever looks":    func(g *Gate) { g.look() },
+		"by the sign of life": func(g *Gate) { g.alive(asleep) },
+		"by the next opening": func(g *Gate) { g.look(); g.open(context.Background()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var g Gate
+				g.open(context.Background())
+				for range 5 {
+					if !g.alive(asleep) {
+						t.Fatal("taken for frozen")
+					}
+					time.Sleep(asleep)
+				}
+				if g.look(); !g.IsOpen() {
+					t.Error("shut although nobody was away for too long")
+				}
+				ctx, cancel := g.Context(t.Context())
+				defer cancel()
+				time.Sleep(time.Millisecond)
+				notice(&g)
+				if g.IsOpen() || !errors.Is(context.Cause(ctx), errGateClosed) {
+					t.Errorf("open %t, its context says %v", g.IsOpen(), context.Cause(ctx))
+				}
+				g.alive(asleep)
+				if next := t.Context(); !g.open(next) || !g.IsOpen() {
+					t.Error("not open for the next generation")
+				}
+			})
+		})
+	}
+}

@@ -17,6 +17,7 @@ import (
 var (
 	errGenerationEnded = errors.New("consumer: the generation has ended")
 	errFenced          = errors.New("consumer: the group has gone on without this member")
+	errFrozen          = errors.New("consumer: the process was frozen, and the group may have gone on without it")
 )
 
 // session is the membership in one generation of the group.
@@ -118,8 +119,11 @@ func newSession(ctx context.Context, gen *kafka.Generation, topic string) *sessi
 }
 
 // fenced reports whether the session has ended because the group no longer counts
-// this member.
-func (s *session) fenced() bool { return errors.Is(context.Cause(s.ctx), errFenced) }
+// this member, or may not.
+func (s *session) fenced() bool {
+	why := context.Cause(s.ctx)
+	return errors.Is(why, errFenced) || errors.Is(why, errFrozen)
+}
 
 // topicGone reports whether the topic has ceased to exist.
 func (c *Consumer) topicGone(ctx context.Context) bool {
@@ -155,8 +159,8 @@ func (c *Consumer) groupConfig() kafka.ConsumerGroupConfig {
 // generation ends, it closes the gate and returns at once: the group rejoins
 // only after that, and nothing that is under way may hold it up. It ends the
 // generation itself when a commit has shown that the group no longer counts
-// this member, but not when the member leaves: the group would join again
-// before it is told to close.
+// this member, or the process was frozen, but not when the member leaves: the
+// group would join again before it is told to close.
 func (c *Consumer) supervise(generation context.Context, s *session) {
 	select {
 	case <-generation.Done():
@@ -606,6 +610,28 @@ func (c *Consumer) commitLoop(ctx, commits context.Context) {
 			tr.over()
 		case s.ctx.Err() == nil:
 			tr.note(err)
+		}
+	}
+}
+
+// keepAwake tells the gate that the process runs, until the context ends. If it
+// did not for so long that the group may have given its partitions to another,
+// it joins again: nothing else says at once whether it still has them.
+func (c *Consumer) keepAwake(ctx context.Context) {
+	asleep := c.cfg.groupTimeout()
+	tick := time.NewTicker(asleep / 20)
+	defer tick.Stop()
+	for {
+		if !c.gate.alive(asleep) {
+			c.log.Warn("frozen, joining the group again", "limit", asleep)
+			if s := c.current(); s != nil && len(s.partitions) > 0 {
+				s.cancel(errFrozen)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 		}
 	}
 }

@@ -631,6 +631,28 @@ func TestFencedCommitEndsTheGeneration(t *testing.T) {
 	}
 }
 
+// A member that was frozen for so long that another may have its partitions shuts
+// its gate by itself and joins again, without waiting to be told.
+func TestFrozenMemberJoinsAgain(t *testing.T) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
+		h := new(fakeHandler)
+		r := w.start("a", h, func(c *Config) { c.SessionTimeout = 60 * time.Second })
+		r.awaitRole(RoleActive)
+		generation := r.c.Status().Generation
+		closed := watchGate(t, &r.c.gate)
+		r.c.gate.mu.Lock()
+		r.c.gate.seen = r.c.gate.seen.Add(-r.c.cfg.groupTimeout())
+		r.c.gate.mu.Unlock()
+		await(t, "the next generation", func() bool { return r.c.Status().Generation > generation })
+		w.produce(0, event("s", 1))
+		w.awaitCommit(0, 1)
+		if n := len(closed()); n != 1 {
+			t.Errorf("the gate was closed %d times, want once", n)
+		}
+	})
+}
+
 // A partition that was lost and comes back while handlers of the first time
 // still run begins at the committed offset; the old handlers commit nothing, and
 // the new ones of the same orders wait for them.

@@ -325,6 +325,7 @@ func (s *Shipper) attempt(ctx context.Context, o *order, standing schema.Standin
 	span := trace.SpanFromContext(ctx)
 	traceClaim(span, hold, standing.Holder)
 	o.tried = true
+	o.gate.look() // the hold says nothing of the time before the claim
 	s.underWay.step(o.rec, StepCall)
 	answer := turn.Send(open, hold)
 	traceAnswer(span, answer)

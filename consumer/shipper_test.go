@@ -433,6 +433,22 @@ func TestShipperDecides(t *testing.T) {
 			answers: []schema.Answer{yes}, calls: 0, verdict: schema.Shipped, attempts: 1,
 			log: []string{"claim lost", "rival ships"},
 		},
+		"a process that was frozen before its claim makes no call for it": {
+			prepare: func(b *bench) {
+				const asleep = 3 * time.Second
+				b.gate.alive(asleep)
+				b.ledger.beforeClaim = func() {
+					b.ledger.beforeClaim = nil
+					time.Sleep(asleep + time.Second)
+					time.AfterFunc(time.Second, func() {
+						b.gate.alive(asleep)
+						b.openGate()
+					})
+				}
+			},
+			answers: []schema.Answer{yes}, calls: 1, verdict: schema.Shipped, attempts: 1,
+			log: []string{"intent", "release: not_sent", "intent", "outcome: shipped"},
+		},
 		"an event that breaks a rule costs nothing": {
 			prepare: func(b *bench) {
 				b.upstream.violations = []schema.Violation{{Rule: "V05", Field: "out_sid", Message: "no"}}

@@ -121,6 +121,48 @@ func (x *trial) freeze(point string, pause time.Duration, zombies int) {
 	}
 }
 
+// TestProcessFrozenAmidCalls halts the active replica, again and again, while it
+// has orders enough: then it is most likely waiting for the next place in the
+// rate, and with it an order that it has claimed already.
+func TestProcessFrozenAmidCalls(t *testing.T) {
+	t.Parallel()
+	const rate = 10
+	x := newTrial(t, upstreamtest.Options{}, func(s *Settings) {
+		s.RatePerSecond = rate
+		s.RateJitter = 100 * time.Millisecond // the test shares its machine
+	})
+	rounds := 2
+	if thorough() {
+		rounds = 12
+	}
+	active, standby := x.run(), x.run()
+	active.await("its gate", active.sends)
+	standby.await("its being ready", func() bool { return standby.status().Ready })
+	for range rounds {
+		before := x.sim.Stats().Calls
+		x.pack(5 * rate)
+		active.await("some calls", func() bool { return x.sim.Stats().Calls >= before+rate })
+		active.signal(syscall.SIGSTOP)
+		x.ends = append(x.ends, time.Now())
+		standby.await("its taking over", func() bool {
+			return standby.status().Role == consumer.RoleActive && x.sim.Stats().Calls >= before+2*rate
+		})
+		active.signal(syscall.SIGCONT)
+		active.await("its standing by", func() bool { return active.status().Role == consumer.RoleStandby })
+		active, standby = standby, active
+	}
+	active.await("the end of the lag", x.done)
+	active.stop()
+	standby.stop()
+	v := x.judge(terms{})
+	peak := x.sim.Stats().MaxInAnySecond
+	t.Logf("frozen amid calls: %d times, %d orders, %d calls, %d repeats, %d violations, at most %d calls in a second of %d (%d calls given up, seed %d)",
+		rounds, v.orders, v.calls, v.repeats, len(v.violations), peak, rate, v.slow, x.seed)
+	if v.repeats-v.slow > rounds {
+		t.Errorf("%d calls repeated without having been given up, want at most the one that was under way each time", v.repeats-v.slow)
+	}
+}
+
 // halted reports whether the process is stopped by a signal.
 func (c *child) halted() bool {
 	c.t.Helper()
