@@ -94,7 +94,7 @@ func (c *checker) kafka() {
 		c.problem("KAFKA_BROKERS", "is not set; name at least one broker as host:port")
 	}
 	for _, b := range s.KafkaBrokers {
-		if !validHostPort(b, true) {
+		if !validHostPort(b, false) {
 			c.problem("KAFKA_BROKERS", "has %q in it, which is not host:port", b)
 		}
 	}
@@ -130,7 +130,18 @@ func (c *checker) tls() {
 	case s.KafkaTLSCertFile == "" || s.KafkaTLSKeyFile == "":
 		c.problem("KAFKA_TLS_CERT_FILE", "and %s belong together; set both or neither", variable("KAFKA_TLS_KEY_FILE"))
 	default:
-		if _, err := tls.LoadX509KeyPair(s.KafkaTLSCertFile, s.KafkaTLSKeyFile); err != nil {
+		cert, certErr := os.ReadFile(s.KafkaTLSCertFile)
+		if certErr != nil {
+			c.problem("KAFKA_TLS_CERT_FILE", "cannot be read: %v", certErr)
+		}
+		key, keyErr := os.ReadFile(s.KafkaTLSKeyFile)
+		if keyErr != nil {
+			c.problem("KAFKA_TLS_KEY_FILE", "cannot be read: %v", keyErr)
+		}
+		if certErr != nil || keyErr != nil {
+			return
+		}
+		if _, err := tls.X509KeyPair(cert, key); err != nil {
 			c.problem("KAFKA_TLS_CERT_FILE", "cannot be used with its key: %v", err)
 		}
 	}
@@ -286,7 +297,7 @@ func (c *checker) pace() {
 
 func (c *checker) server() {
 	s := c.s
-	if !validHostPort(s.HTTPAddr, false) {
+	if !validHostPort(s.HTTPAddr, true) {
 		c.problem("HTTP_ADDR", "is %q, which is not host:port or :port", s.HTTPAddr)
 	}
 	c.secretOrFile("ADMIN_TOKEN", s.AdminToken, s.AdminTokenFile)
@@ -308,13 +319,15 @@ func readSecret(file string) (Secret, error) {
 	return Secret(secret), nil
 }
 
-func validHostPort(addr string, needHost bool) bool {
+// validHostPort reports whether an address is host:port. One to listen on may
+// leave out the host, and leave the port to the system by 0.
+func validHostPort(addr string, listen bool) bool {
 	host, port, err := net.SplitHostPort(addr)
-	if err != nil || needHost && host == "" {
+	if err != nil || host == "" && !listen {
 		return false
 	}
 	n, err := strconv.Atoi(port)
-	return err == nil && n >= 0 && n <= 65535
+	return err == nil && n <= 65535 && (n > 0 || n == 0 && listen)
 }
 
 func isControl(r rune) bool { return r < ' ' || r == 0x7f }

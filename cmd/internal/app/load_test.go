@@ -218,8 +218,8 @@ func TestProblems(t *testing.T) {
 		"url scheme": {map[string]string{"UPSTREAM_URL": "ftp://a/b"}, []string{"UPSTREAM_URL is not an absolute"}},
 		"url user":   {map[string]string{"UPSTREAM_URL": "http://u:p@a/b"}, []string{"UPSTREAM_URL has a user"}},
 		"brokers": {
-			map[string]string{"KAFKA_BROKERS": "k1:9092,k2,:3,k4:x"},
-			[]string{`KAFKA_BROKERS has "k2"`, `KAFKA_BROKERS has ":3"`, `KAFKA_BROKERS has "k4:x"`},
+			map[string]string{"KAFKA_BROKERS": "k1:9092,k2,:3,k4:x,k5:0"},
+			[]string{`KAFKA_BROKERS has "k2"`, `KAFKA_BROKERS has ":3"`, `KAFKA_BROKERS has "k4:x"`, `KAFKA_BROKERS has "k5:0"`},
 		},
 		"secret and file": {
 			map[string]string{"UPSTREAM_TOKEN": "a", "UPSTREAM_TOKEN_FILE": empty, "ADMIN_TOKEN": "a", "ADMIN_TOKEN_FILE": empty},
@@ -245,6 +245,14 @@ func TestProblems(t *testing.T) {
 		"tls files": {
 			map[string]string{"KAFKA_TLS": "on", "KAFKA_TLS_CA_FILE": empty, "KAFKA_TLS_CERT_FILE": missing},
 			[]string{"KAFKA_TLS_CA_FILE names .* no PEM certificate", "KAFKA_TLS_CERT_FILE and PACKSHIP_KAFKA_TLS_KEY_FILE belong together"},
+		},
+		"neither tls certificate nor key": {
+			map[string]string{"KAFKA_TLS": "on", "KAFKA_TLS_CERT_FILE": missing, "KAFKA_TLS_KEY_FILE": missing},
+			[]string{"KAFKA_TLS_CERT_FILE cannot be read", "KAFKA_TLS_KEY_FILE cannot be read"},
+		},
+		"tls key that is none": {
+			map[string]string{"KAFKA_TLS": "on", "KAFKA_TLS_CERT_FILE": authorities, "KAFKA_TLS_KEY_FILE": empty},
+			[]string{"KAFKA_TLS_CERT_FILE cannot be used with its key"},
 		},
 		"sasl without mechanism": {
 			map[string]string{"KAFKA_SASL_USERNAME": "u", "KAFKA_SASL_PASSWORD": "p"},
