@@ -131,6 +131,10 @@ Settings are environment variables that begin with PACKSHIP_;
 	root.SetIn(std.In)
 	root.SetOut(std.Out)
 	root.SetErr(std.Err)
+	// What most programs have is there, too.
+	build := app.BuildInfo()
+	root.Version = build.Version
+	root.SetVersionTemplate(versionLine(build))
 	root.AddCommand(
 		newRun(std),
 		newDemo(std),

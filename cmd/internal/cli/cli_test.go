@@ -70,6 +70,7 @@ func TestExitCodes(t *testing.T) {
 		"no shell":          {nil, []string{"completion"}, 2, `^$`, `^packship: packship completion needs a command; see packship completion --help\n$`},
 		"unknown shell":     {nil, []string{"completion", "fly"}, 2, `^$`, `^packship: unknown command "fly" for "packship completion"; see packship completion --help\n$`},
 		"version":           {nil, []string{"version"}, 0, `^packship \S+ \S+ go1\S+ \w+/\w+\n$`, `^$`},
+		"version as a flag": {nil, []string{"--version"}, 0, `^packship \S+ \S+ go1\S+ \w+/\w+\n$`, `^$`},
 		"version as JSON":   {nil, []string{"version", "--json"}, 0, `"version": "`, `^$`},
 		"schema names":      {nil, []string{"schema"}, 0, `^order.packed.v1\norder.shipped.v1\norder.shipment-failed.v1\n$`, `^$`},
 		"schema":            {nil, []string{"schema", "order.packed.v1"}, 0, `"\$schema"`, `^$`},

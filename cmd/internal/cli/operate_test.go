@@ -41,6 +41,7 @@ func TestOperateUsage(t *testing.T) {
 		"replay part of an undo": {kafka, []string{"replay", "--undo", "f", "--partition", "1"}, 2, `^packship: --undo without --from moves the group back as the file says; `},
 		"replay an argument":     {kafka, []string{"replay", "first"}, 2, `^packship: unknown command "first"`},
 		"replay no partition":    {kafka, []string{"replay", "--from", "0", "--partition", "x"}, 2, `^packship: invalid argument "x" for "--partition"`},
+		"replay below partition": {kafka, []string{"replay", "--from", "0", "--partition", "1,-1"}, 2, `^packship: --partition: partitions are numbered from 0 on\n$`},
 		"replay unset":           {nil, []string{"replay", "--from", "first"}, 2, `^packship: settings: PACKSHIP_KAFKA_BROKERS is not set; [^;]*\n$`},
 		"replay wrong settings":  {map[string]string{"KAFKA_BROKERS": "k:1", "RATE_PER_SECOND": "x"}, []string{"replay", "--from", "first"}, 2, `^packship: settings: PACKSHIP_RATE_PER_SECOND is not a number\n$`},
 		"redrive set nonsense":   {kafka, []string{"redrive", "--set", "out_sid"}, 2, `^packship: --set: "out_sid" is not FIELD=VALUE\n$`},

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -77,6 +78,8 @@ func replay(ctx context.Context, std Streams, f *replayFlags) error {
 		return usagef("--from %s has not come yet", f.from)
 	case f.to != "" && r.From.After(r.To):
 		return usagef("--to %s lies before --from %s", f.to, f.from)
+	case len(f.partitions) > 0 && slices.Min(f.partitions) < 0:
+		return usagef("--partition: partitions are numbered from 0 on")
 	}
 	r.Partitions = f.partitions
 	return withOperator(ctx, std, app.LoadWithoutToken, func(ctx context.Context, o *operate.Operator, s *app.Settings) error {

@@ -43,10 +43,14 @@ func newVersion(std Streams) *cobra.Command {
 			if asJSON {
 				return writeJSON(std.Out, b)
 			}
-			_, err := fmt.Fprintf(std.Out, "packship %s %s %s %s\n", b.Version, dash(b.Revision), b.Go, b.Platform)
+			_, err := fmt.Fprint(std.Out, versionLine(b))
 			return err
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "write JSON")
 	return cmd
+}
+
+func versionLine(b app.Build) string {
+	return fmt.Sprintf("packship %s %s %s %s\n", b.Version, dash(b.Revision), b.Go, b.Platform)
 }
