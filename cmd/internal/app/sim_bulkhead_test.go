@@ -1,6 +1,7 @@
 package app
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -193,6 +194,47 @@ func TestOutage(t *testing.T) {
 				}
 				if found := back.Sub(up); found > s.settings.BreakerOpenFor+5*time.Second {
 					s.t.Errorf("the end of the outage was found after %s", found)
+				}
+			})
+		})
+	}
+}
+
+// TestOutageOfOneOrder has a single order meet an outage. With the defaults it has
+// no retries left before the breaker has seen enough faults; if that opens first, the
+// order waits for the end, as the documentation says.
+func TestOutageOfOneOrder(t *testing.T) {
+	for _, tt := range []struct {
+		mode     upstreamtest.Down
+		failures int
+		waits    bool
+	}{
+		{upstreamtest.Unavailable, 5, false},
+		{upstreamtest.Unavailable, 3, true},
+		{upstreamtest.Refusing, 5, true},
+	} {
+		t.Run(fmt.Sprintf("%s, %d faults", tt.mode, tt.failures), func(t *testing.T) {
+			inSimulation(t, nil, func(s *Settings) { s.BreakerFailures = tt.failures }, func(s *simulation) {
+				s.startReplica(0)
+				s.api.SetDown(tt.mode)
+				s.produce(inTurn([]string{packedOrder("S1", 1)}))
+				if tt.waits {
+					time.Sleep(time.Hour)
+					s.api.SetDown(upstreamtest.Up)
+					s.await(1, 0)
+					return
+				}
+				s.await(0, 1)
+				err := s.kafka.Scan(s.t.Context(), s.settings.TopicFailed, func(rec *schema.Record) error {
+					var failed schema.Result
+					err := json.Unmarshal(rec.Value, &failed)
+					if err == nil && (failed.Reason != "outcome_unknown" || !failed.MaybeShipped) {
+						s.t.Errorf("it fails as %s, which may be shipped: %t", failed.Reason, failed.MaybeShipped)
+					}
+					return err
+				})
+				if err != nil {
+					s.t.Error(err)
 				}
 			})
 		})
