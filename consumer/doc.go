@@ -57,6 +57,7 @@
 //	consumer.go   Consumer: construction, Run, the order of a stop
 //	session.go    one generation: joining, taking up partitions, opening the gate, commits
 //	tenure.go     one partition for as long as it stays here: fetching, the window, serving a record
+//	fetch.go      one fetch, of what is committed
 //	watermark.go  which offset may be committed
 //	lanes.go      one order at a time, orders in parallel
 //	shelf.go      orders of blocked shops

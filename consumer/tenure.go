@@ -3,13 +3,11 @@ package consumer
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/protocol"
 
 	"packship/schema"
 )
@@ -433,80 +431,19 @@ func (t *tenure) reportHole(from, to int64, why string) {
 // read makes one fetch at an offset, gives every record at or after it to
 // visit, and returns the offset to go on from.
 //
-// An answer may hold batches but no record at or after the offset: the end of a
-// batch was compacted away, or it is a transaction's marker. Every offset up to
-// the base of the last batch was in the answer, so the next fetch may begin
-// behind that base; a fetch from the same offset would get the same answer for
-// ever. This holds only for an answer that could be read to its end.
+// read makes one fetch and visits its records. It returns the offset to go on at.
 func (t *tenure) read(offset int64, visit func(*schema.Record) error) (int64, error) {
 	res, err := t.request(offset)
 	if err != nil {
 		return offset, err
 	}
-	next := offset
-	for {
-		r, err := res.records.ReadRecord()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return next, err
-		}
-		rec, err := t.copyRecord(r)
-		if err != nil {
-			return next, err
-		}
-		if rec.Offset < offset {
-			continue
-		}
-		if err := visit(rec); err != nil {
-			return next, err
-		}
-		next = rec.Offset + 1
-	}
-	stream, ok := res.records.(*protocol.RecordStream)
-	if ok && next == offset && len(stream.Records) > 0 && offset < res.highWatermark {
-		switch b := stream.Records[len(stream.Records)-1].(type) {
-		case *protocol.RecordBatch:
-			next = max(offset, b.BaseOffset) + 1
-		case *protocol.ControlBatch:
-			next = max(offset, b.BaseOffset) + 1
-		default:
-			next = offset + 1
-		}
-	}
-	return next, nil
+	return res.Each(visit)
 }
 
 // request makes one fetch.
-func (t *tenure) request(offset int64) (fetched, error) {
+func (t *tenure) request(offset int64) (*Fetched, error) {
 	ctx, cancel := request(t.ctx)
 	defer cancel()
 	defer t.c.pulse.begin()()
-	return t.c.fetchCommitted(ctx, t.partition, offset)
-}
-
-// copyRecord copies a record out of the response's memory and gives that back.
-func (t *tenure) copyRecord(r *kafka.Record) (*schema.Record, error) {
-	rec := &schema.Record{Topic: t.c.cfg.Topic, Partition: t.partition, Offset: r.Offset, Time: r.Time}
-	var errKey, errValue error
-	rec.Key, errKey = readBytes(r.Key)
-	rec.Value, errValue = readBytes(r.Value)
-	if len(r.Headers) > 0 {
-		rec.Headers = make([]schema.Header, len(r.Headers))
-		for i, h := range r.Headers {
-			rec.Headers[i] = schema.Header{Key: h.Key, Value: h.Value}
-		}
-	}
-	return rec, errors.Join(errKey, errValue)
-}
-
-// readBytes reads a key or value to its end and closes it. No bytes at all,
-// which is a tombstone or a missing key, stay nil.
-func readBytes(b kafka.Bytes) ([]byte, error) {
-	if b == nil {
-		return nil, nil
-	}
-	data, err := kafka.ReadAll(b)
-	return data, errors.Join(err, b.Close())
+	return Fetch(ctx, t.c.cfg.Client, t.c.cfg.Topic, t.partition, offset)
 }

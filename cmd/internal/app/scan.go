@@ -2,15 +2,12 @@ package app
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
-	"time"
 
 	"github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/protocol"
 
+	"packship/consumer"
 	"packship/schema"
 )
 
@@ -34,7 +31,7 @@ func (k *Kafka) Scan(ctx context.Context, topic string, each func(*schema.Record
 }
 
 // bounds asks the leaders of all partitions of a topic for the first offset and
-// the one after the last.
+// the one after the last that no open transaction may take back.
 func (k *Kafka) bounds(ctx context.Context, topic string) ([]kafka.PartitionOffsets, error) {
 	meta, err := k.Client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
 	if err != nil {
@@ -50,7 +47,9 @@ func (k *Kafka) bounds(ctx context.Context, topic string) ([]kafka.PartitionOffs
 	for _, p := range meta.Topics[0].Partitions {
 		wanted = append(wanted, kafka.FirstOffsetOf(p.ID), kafka.LastOffsetOf(p.ID))
 	}
-	res, err := k.Client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{topic: wanted}})
+	res, err := k.Client.ListOffsets(ctx, &kafka.ListOffsetsRequest{
+		Topics: map[string][]kafka.OffsetRequest{topic: wanted}, IsolationLevel: kafka.ReadCommitted,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("ends of %s: %w", topic, err)
 	}
@@ -66,73 +65,14 @@ func (k *Kafka) bounds(ctx context.Context, topic string) ([]kafka.PartitionOffs
 
 // fetch reads once from an offset on, and returns where to go on.
 func (k *Kafka) fetch(ctx context.Context, topic string, partition int, offset, end int64, each func(*schema.Record) error) (int64, error) {
-	res, err := k.Client.Fetch(ctx, &kafka.FetchRequest{
-		Topic: topic, Partition: partition, Offset: offset, MinBytes: 1, MaxBytes: 1 << 20, MaxWait: 300 * time.Millisecond,
-	})
-	if err == nil {
-		err = res.Error
-	}
+	res, err := consumer.Fetch(ctx, k.Client, topic, partition, offset)
 	if err != nil {
 		return offset, err
 	}
-	next := offset
-	for {
-		r, err := res.Records.ReadRecord()
-		if errors.Is(err, io.EOF) {
-			break
+	return res.Each(func(rec *schema.Record) error {
+		if rec.Offset >= end {
+			return nil
 		}
-		if err != nil {
-			return next, err
-		}
-		rec, err := plainRecord(topic, partition, r)
-		if err != nil {
-			return next, err
-		}
-		if rec.Offset < offset || rec.Offset >= end {
-			continue
-		}
-		if err := each(rec); err != nil {
-			return next, err
-		}
-		next = rec.Offset + 1
-	}
-	return past(res, next, offset), nil
-}
-
-// past returns the offset after an answer that holds no record at or above the
-// one that was asked for: what is left of a compacted batch, or the mark of a
-// transaction. Everything up to the base of its last batch was in the answer.
-func past(res *kafka.FetchResponse, next, asked int64) int64 {
-	stream, ok := res.Records.(*protocol.RecordStream)
-	if next > asked || !ok || len(stream.Records) == 0 || asked >= res.HighWatermark {
-		return next
-	}
-	switch b := stream.Records[len(stream.Records)-1].(type) {
-	case *protocol.RecordBatch:
-		return max(asked, b.BaseOffset) + 1
-	case *protocol.ControlBatch:
-		return max(asked, b.BaseOffset) + 1
-	default:
-		return asked + 1
-	}
-}
-
-// plainRecord copies a record out of the buffers of kafka-go.
-func plainRecord(topic string, partition int, r *kafka.Record) (*schema.Record, error) {
-	rec := &schema.Record{Topic: topic, Partition: partition, Offset: r.Offset, Time: r.Time}
-	for _, h := range r.Headers {
-		rec.Headers = append(rec.Headers, schema.Header{Key: h.Key, Value: h.Value})
-	}
-	var err error
-	if r.Key != nil {
-		if rec.Key, err = kafka.ReadAll(r.Key); err != nil {
-			return nil, err
-		}
-	}
-	if r.Value != nil {
-		if rec.Value, err = kafka.ReadAll(r.Value); err != nil {
-			return nil, err
-		}
-	}
-	return rec, nil
+		return each(rec)
+	})
 }

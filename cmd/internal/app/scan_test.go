@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"packship/schema"
 )
@@ -84,6 +85,63 @@ func TestScan(t *testing.T) {
 	}
 	if err := k.Scan(t.Context(), "missing", nil); !errors.Is(err, kafka.UnknownTopicOrPartition) {
 		t.Errorf("a missing topic: got %v", err)
+	}
+}
+
+// TestScanLeavesOutWhatIsTakenBack scans a topic with a committed, an aborted and an
+// open transaction, as the connector reads it: a command that counts orders counts
+// those that will be called for.
+func TestScanLeavesOutWhatIsTakenBack(t *testing.T) {
+	c := newCluster(t)
+	s := kafkaSettings(c)
+	k := NewKafka(&s, nil)
+	defer k.Close()
+	if _, err := k.CreateTopics(t.Context(), 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	cl, err := kgo.NewClient(kgo.SeedBrokers(s.KafkaBrokers...), kgo.TransactionalID("outbox"), kgo.DefaultProduceTopic(s.TopicPacked))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	pack := func(values ...string) {
+		t.Helper()
+		if err := cl.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range values {
+			if err := cl.ProduceSync(t.Context(), kgo.StringRecord(v)).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	end := func(how kgo.TransactionEndTry) {
+		t.Helper()
+		if err := cl.EndTransaction(t.Context(), how); err != nil {
+			t.Fatal(err)
+		}
+	}
+	scan := func() (got []string) {
+		t.Helper()
+		if err := k.Scan(t.Context(), s.TopicPacked, func(r *schema.Record) error {
+			got = append(got, fmt.Sprintf("%d=%s", r.Offset, r.Value))
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	pack("a", "b")
+	end(kgo.TryCommit)
+	pack("c", "d")
+	end(kgo.TryAbort)
+	pack("e", "f")
+	if diff := cmp.Diff([]string{"0=a", "1=b"}, scan()); diff != "" {
+		t.Errorf("one is open (-want +got):\n%s", diff)
+	}
+	end(kgo.TryCommit)
+	if diff := cmp.Diff([]string{"0=a", "1=b", "6=e", "7=f"}, scan()); diff != "" {
+		t.Errorf("all are over (-want +got):\n%s", diff)
 	}
 }
 
