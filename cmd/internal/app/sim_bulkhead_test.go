@@ -219,7 +219,7 @@ func TestOutageOfOneOrder(t *testing.T) {
 				s.api.SetDown(tt.mode)
 				s.produce(inTurn([]string{packedOrder("S1", 1)}))
 				if tt.waits {
-					time.Sleep(time.Hour)
+					time.Sleep(10 * time.Minute)
 					s.api.SetDown(upstreamtest.Up)
 					s.await(1, 0)
 					return
