@@ -122,7 +122,7 @@ const RedriveMark = "redrive_of"
 const RedrivePrefix = "redrive-"
 
 // ResentMark is the header of a packed record that names the dead letter which
-// it was.
+// it was, as topic/partition/offset.
 const ResentMark = "resent_from"
 
 // Packed is a packed event that was found.

@@ -154,10 +154,6 @@ func (o *Operator) noLetter(ctx context.Context, partition int, offset int64) er
 	return fmt.Errorf("dlq: there is no dead letter %d/%d in %s; `packship dlq list` shows those that there are", partition, offset, o.settings.TopicDLQ)
 }
 
-// resentMark is the header of a packed record that names the dead letter which it
-// was, as topic/partition/offset.
-const resentMark = life.ResentMark
-
 // Resend sends a dead letter to the packed topic, with its own key and headers
 // and, unless value is nil, another value. The error that comes back with no
 // other says why the record is no packed event even now, so that it will be a
@@ -168,11 +164,11 @@ func (o *Operator) Resend(ctx context.Context, l Letter, value []byte) (still *s
 		rec.Value = value
 	}
 	for _, h := range l.Record.Headers {
-		if !strings.HasPrefix(h.Key, noted) && h.Key != resentMark {
+		if !strings.HasPrefix(h.Key, noted) && h.Key != life.ResentMark {
 			rec.Headers = append(rec.Headers, h)
 		}
 	}
-	rec.Headers = append(rec.Headers, schema.Header{Key: resentMark, Value: []byte(o.settings.TopicDLQ + "/" + l.ID)})
+	rec.Headers = append(rec.Headers, schema.Header{Key: life.ResentMark, Value: []byte(o.settings.TopicDLQ + "/" + l.ID)})
 	err = o.producing(ctx, func(ctx context.Context, out *producer.Producer) error { return o.send(ctx, out, rec) })
 	if err != nil {
 		return nil, fmt.Errorf("dlq: %s was perhaps not sent: %w", l.ID, err)

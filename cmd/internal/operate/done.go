@@ -20,7 +20,12 @@ type marks struct {
 	behind []int64 // sorted
 }
 
+// done reports whether a dead letter is. Without marks, as of a partition that has
+// just been added, none is.
 func (m *marks) done(offset int64) bool {
+	if m == nil {
+		return false
+	}
 	_, found := slices.BinarySearch(m.behind, offset)
 	return found || offset < m.upTo
 }
@@ -105,7 +110,15 @@ const maxMarks = 4000
 // MarkDone marks dead letters as done, and with before all that stand before them
 // in their partitions. It returns how many those are.
 func (o *Operator) MarkDone(ctx context.Context, ids []string, before bool) (int64, error) {
-	done, progress, err := o.doneLetters(ctx)
+	var letters []Letter
+	for _, id := range ids {
+		l, err := o.DeadLetter(ctx, id)
+		if err != nil {
+			return 0, err
+		}
+		letters = append(letters, l)
+	}
+	done, progress, err := o.doneLetters(ctx) // afterwards, so that it has all their partitions
 	if err != nil {
 		return 0, err
 	}
@@ -114,11 +127,7 @@ func (o *Operator) MarkDone(ctx context.Context, ids []string, before bool) (int
 		ends[p.Partition] = p
 	}
 	var n int64
-	for _, id := range ids {
-		l, err := o.DeadLetter(ctx, id)
-		if err != nil {
-			return 0, err
-		}
+	for _, l := range letters {
 		partition, offset := l.Record.Partition, l.Record.Offset
 		m, first := done[partition], ends[partition].First
 		from := offset

@@ -29,6 +29,9 @@ func TestMarks(t *testing.T) {
 			t.Errorf("%d: done is %t", offset, !want)
 		}
 	}
+	if (*marks)(nil).done(0) {
+		t.Error("without marks something is done")
+	}
 	for _, text := range []string{"", "nonsense", "1-2-3", "9-", "-4", "5-9223372036854775806"} {
 		if m := parseMarks(app.Progress{First: 0, End: 10, Committed: 2, Metadata: text}); m.upTo != 2 || len(m.behind) != 0 {
 			t.Errorf("%q: %+v", text, m)

@@ -25,9 +25,10 @@ const (
 	patience = 10 * time.Second
 )
 
-// Redrive sends what a plan has selected, as fast as its filter allows. It may be broken off: a plan that is made
-// afterwards leaves out what was sent, and an event that is sent twice
-// nevertheless is the same event, so that it causes no second call.
+// Redrive sends what a plan has selected, as fast as its filter allows. It may be
+// broken off: a plan that is made afterwards leaves out what was sent, and an event
+// that is sent twice nevertheless is the same event, so that it causes no second
+// call.
 func (o *Operator) Redrive(ctx context.Context, p *Redrive) error {
 	p.Executed = true
 	limiter := rate.NewLimiter(rate.Inf, 1)
