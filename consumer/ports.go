@@ -21,8 +21,9 @@ type Ledger interface {
 	Refresh(ctx context.Context, s *schema.Shipment) error
 	// Claim appends an intent, or a takeover from the attempt prev if that is
 	// not empty, waits until it has read its own record, and reports whether
-	// this process now holds the shipment.
-	Claim(ctx context.Context, s *schema.Shipment, eventID, prev string) (schema.Hold, bool, error)
+	// this process now holds the shipment. With a takeover it keeps what the
+	// previous attempt was answered, as far as this process knows.
+	Claim(ctx context.Context, s *schema.Shipment, eventID, prev, answer string) (schema.Hold, bool, error)
 	// Release says that the hold's attempt has certainly shipped nothing, and
 	// what it has cost all the same.
 	Release(ctx context.Context, s *schema.Shipment, h schema.Hold, why string, paid schema.Charge) error

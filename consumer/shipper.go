@@ -117,8 +117,9 @@ type order struct {
 	tries int
 	// pending is an attempt of this order whose outcome is unknown, "" if
 	// there is none. It may be followed up at notBefore, sooner than by those
-	// who only see it in the ledger.
+	// who only see it in the ledger. Its answer is in words, for people.
 	pending   string
+	answer    string
 	notBefore time.Time
 	// violations are the rules that the event breaks by itself, once validated.
 	violations []schema.Violation
@@ -317,7 +318,7 @@ func (s *Shipper) attempt(ctx context.Context, o *order, standing schema.Standin
 		return err
 	}
 	s.underWay.step(o.rec, StepClaim)
-	hold, held, err := s.cfg.Ledger.Claim(open, &o.Shipment, o.EventID, standing.Holder)
+	hold, held, err := s.cfg.Ledger.Claim(open, &o.Shipment, o.EventID, standing.Holder, o.answerOf(standing.Holder))
 	if err != nil || !held {
 		return ctx.Err()
 	}
@@ -371,7 +372,7 @@ func (s *Shipper) conclude(ctx context.Context, o *order, hold schema.Hold, answ
 		}
 		o.notBefore = time.Now().Add(s.pause(o, answer))
 		if answer.Effect == schema.EffectUnknown {
-			o.pending = hold.Attempt // stay the holder
+			o.pending, o.answer = hold.Attempt, told(answer) // stay the holder
 			return nil
 		}
 		return s.release(ctx, o, hold, answer)
@@ -390,6 +391,24 @@ func (s *Shipper) release(ctx context.Context, o *order, hold schema.Hold, answe
 	}
 	o.paid = schema.Charge{}
 	return nil
+}
+
+// answerOf says what the API answered to an attempt that is to be followed up, ""
+// if it is another's.
+func (o *order) answerOf(attempt string) string {
+	if attempt == "" || attempt != o.pending {
+		return ""
+	}
+	return o.answer
+}
+
+// told says in words what an attempt without a known outcome was answered.
+func told(a schema.Answer) string {
+	x := a.Exchange
+	if x == nil {
+		return "no answer that could be read"
+	}
+	return fmt.Sprintf("HTTP %d, code %d, %s", x.HTTPStatus, x.Code, x.Msg)
 }
 
 // shippedByOther draws the conclusion from an answer that the order is shipped
@@ -463,7 +482,7 @@ func (s *Shipper) refuse(ctx context.Context, o *order, standing schema.Standing
 	s.underWay.step(o.rec, StepSettle)
 	if standing.State == schema.StateHeld {
 		// The holder is gone, and what it did is not known.
-		hold, held, err := s.cfg.Ledger.Claim(ctx, &o.Shipment, o.EventID, standing.Holder)
+		hold, held, err := s.cfg.Ledger.Claim(ctx, &o.Shipment, o.EventID, standing.Holder, o.answerOf(standing.Holder))
 		if err != nil || !held {
 			return err
 		}

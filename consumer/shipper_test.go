@@ -39,6 +39,8 @@ type memoryLedger struct {
 	parcel, parcelOf, group string
 	// paid is what each release and outcome said that the order has cost.
 	paid []schema.Charge
+	// told is what each takeover said that the attempt before was answered.
+	told []string
 	// unread is a success that stands in the ledger and was not read yet;
 	// refreshed counts the calls of Refresh.
 	unread    *schema.Outcome
@@ -118,7 +120,7 @@ func (l *memoryLedger) Wait(ctx context.Context, _ *schema.Shipment, _ string, _
 	return nil
 }
 
-func (l *memoryLedger) Claim(_ context.Context, _ *schema.Shipment, _, prev string) (schema.Hold, bool, error) {
+func (l *memoryLedger) Claim(_ context.Context, _ *schema.Shipment, _, prev, answer string) (schema.Hold, bool, error) {
 	if l.beforeClaim != nil {
 		l.beforeClaim()
 	}
@@ -131,6 +133,7 @@ func (l *memoryLedger) Claim(_ context.Context, _ *schema.Shipment, _, prev stri
 	l.attempts++
 	id := fmt.Sprintf("me-%d", l.attempts)
 	if prev != "" {
+		l.told = append(l.told, answer)
 		l.standing.Doubt = true
 		l.standing.Attempts++
 		l.note("takeover of %s", prev)
@@ -566,6 +569,51 @@ func TestShipperTellsWhatWasPaid(t *testing.T) {
 				}
 				if diff := cmp.Diff(tt.want, b.ledger.paid); diff != "" {
 					t.Errorf("paid (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+// TestShipperTellsWhatWasAnswered: what the API said to an attempt whose outcome is
+// unknown stands in the ledger with the attempt that follows it up. What it said to
+// another process nobody knows.
+func TestShipperTellsWhatWasAnswered(t *testing.T) {
+	spoken := busy
+	spoken.Exchange = &schema.Exchange{HTTPStatus: 200, Code: 614, Msg: "系统异常"}
+	for name, tt := range map[string]struct {
+		prepare func(*bench)
+		answers []schema.Answer
+		want    []string
+	}{
+		"an answer":   {nil, []schema.Answer{spoken, yes}, []string{"HTTP 200, code 614, 系统异常"}},
+		"silence":     {nil, []schema.Answer{silence, yes}, []string{"no answer that could be read"}},
+		"no takeover": {nil, []schema.Answer{later, yes}, nil},
+		"another's": {func(b *bench) {
+			b.ledger.standing = schema.Standing{State: schema.StateHeld, Round: 1, Holder: "dead-1", FreeAt: time.Now()}
+		}, []schema.Answer{spoken, yes}, []string{"", "HTTP 200, code 614, 系统异常"}},
+		"another's after ours": {func(b *bench) {
+			claims := 0
+			b.ledger.beforeClaim = func() {
+				if claims++; claims == 2 {
+					b.ledger.mu.Lock()
+					defer b.ledger.mu.Unlock()
+					b.ledger.standing.Holder, b.ledger.standing.FreeAt = "dead-2", time.Now()
+				}
+			}
+		}, []schema.Answer{spoken, yes}, []string{""}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(nil, tt.answers...)
+				if tt.prepare != nil {
+					tt.prepare(b)
+				}
+				if err := b.handle(t, t.Context(), "E1"); err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(tt.want, b.ledger.told); diff != "" {
+					t.Errorf("told (-want +got):\n%s", diff)
 				}
 			})
 		})

@@ -97,7 +97,7 @@ func benchmarkClaim(b *testing.B, broker *brokertest.Broker, callers int) {
 				if i > int64(b.N) {
 					return
 				}
-				if _, held, err := r.Claim(b.Context(), shipment(int(i)), "evt", ""); err != nil || !held {
+				if _, held, err := r.Claim(b.Context(), shipment(int(i)), "evt", "", ""); err != nil || !held {
 					b.Error(held, err)
 					return
 				}

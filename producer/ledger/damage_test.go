@@ -294,7 +294,7 @@ func TestCutOffUnseen(t *testing.T) {
 		}
 		claimed := make(chan error, 1)
 		go func() {
-			_, held, err := r.Claim(t.Context(), shipment(2), "e1", "")
+			_, held, err := r.Claim(t.Context(), shipment(2), "e1", "", "")
 			if held {
 				err = errors.New("held")
 			}

@@ -355,7 +355,8 @@ func await(ctx context.Context, changed <-chan struct{}, d time.Duration) error 
 // Claim appends an intent, or, if prev is not empty, a takeover from the attempt
 // prev, waits until it has read its own record, and reports whether this process
 // now holds the shipment. Without an error and without the hold somebody else
-// was first, or the shipment stands differently than it did.
+// was first, or the shipment stands differently than it did. A takeover keeps what
+// the previous attempt was answered, in words, "" if nobody knows.
 //
 // A hold whose StartBy has passed without a call should be released and claimed
 // anew: a takeover would put the shipment in doubt.
@@ -363,7 +364,7 @@ func await(ctx context.Context, changed <-chan struct{}, d time.Duration) error 
 // If ctx ends first the attempt may be in the log all the same. No call was made
 // under it, so it is released in the background; should that fail, the other
 // replicas wait as for any attempt they hear no more of.
-func (l *Ledger) Claim(ctx context.Context, s *schema.Shipment, event, prev string) (schema.Hold, bool, error) {
+func (l *Ledger) Claim(ctx context.Context, s *schema.Shipment, event, prev, answer string) (schema.Hold, bool, error) {
 	event = eventID(event)
 	p := l.partition(s)
 	key, hash := s.Key(), schema.HashEvent(event)
@@ -382,7 +383,7 @@ func (l *Ledger) Claim(ctx context.Context, s *schema.Shipment, event, prev stri
 		if wait := time.Until(st.FreeAt); !st.Mine && wait > 0 {
 			return schema.Hold{}, false, fmt.Errorf("ledger: claim %s: attempt %s may take effect for another %s", s.TID, prev, wait)
 		}
-		r.Kind, r.Prev = kindTakeover, prev
+		r.Kind, r.Prev, r.Why = kindTakeover, prev, answer
 	}
 
 	p.claim(r.Attempt)

@@ -178,7 +178,7 @@ func maybe() *schema.Failure {
 
 func claim(tb testing.TB, r *replica, s *schema.Shipment, event, prev string) schema.Hold {
 	tb.Helper()
-	h, held, err := r.Claim(tb.Context(), s, event, prev)
+	h, held, err := r.Claim(tb.Context(), s, event, prev, "")
 	if err != nil || !held {
 		tb.Fatalf("claim %s for %s: got %v, %v", s.TID, event, held, err)
 	}
@@ -237,7 +237,7 @@ func TestLife(t *testing.T) {
 				t.Errorf("got %+v", h)
 			}
 			wantStanding(t, r, s, "e1", schema.Standing{State: schema.StateHeld, Round: 1, Holder: h.Attempt, Mine: true})
-			if _, held, err := r.Claim(t.Context(), s, "e1", ""); held || err != nil {
+			if _, held, err := r.Claim(t.Context(), s, "e1", "", ""); held || err != nil {
 				t.Errorf("a second claim: got %v, %v", held, err)
 			}
 			if err := r.Release(t.Context(), s, h, "throttled", schema.Charge{}); err != nil {
@@ -249,7 +249,7 @@ func TestLife(t *testing.T) {
 			first := settle(t, r, s, "e1", h, refusal())
 			wantStanding(t, r, s, "e1", schema.Standing{State: schema.StateSettled, Verdict: schema.Failed, Round: 1, Attempts: 1})
 			wantStored(t, r, s, "e1", first)
-			if _, held, err := r.Claim(t.Context(), s, "e1", ""); held || err != nil {
+			if _, held, err := r.Claim(t.Context(), s, "e1", "", ""); held || err != nil {
 				t.Errorf("a claim for an answered event: got %v, %v", held, err)
 			}
 
@@ -285,7 +285,7 @@ func TestLife(t *testing.T) {
 			if err := r.Close(t.Context()); err != nil {
 				t.Error(err)
 			}
-			if _, held, err := r.Claim(t.Context(), shipment(2), "e", ""); held || err == nil {
+			if _, held, err := r.Claim(t.Context(), shipment(2), "e", "", ""); held || err == nil {
 				t.Error("a claim after the good-bye succeeded")
 			}
 		})
@@ -373,7 +373,7 @@ func race(t *testing.T, b *brokertest.Broker, shipments int, disturb func(topic 
 		for i, r := range replicas {
 			for try := range 2 {
 				wg.Go(func() {
-					h, held, err := r.Claim(t.Context(), shipment(n), fmt.Sprintf("e%d-%d", i, try), "")
+					h, held, err := r.Claim(t.Context(), shipment(n), fmt.Sprintf("e%d-%d", i, try), "", "")
 					if err != nil {
 						t.Errorf("claim: %v", err)
 					}
@@ -433,7 +433,7 @@ func TestTakeover(t *testing.T) {
 		if wait := time.Until(st.FreeAt); wait > testLease || wait < testLease-time.Second {
 			t.Errorf("free in %s, want %s from the reading on", wait, testLease)
 		}
-		if _, held, err := other.Claim(t.Context(), s, "e1", st.Holder); held || err == nil {
+		if _, held, err := other.Claim(t.Context(), s, "e1", st.Holder, ""); held || err == nil {
 			t.Errorf("a takeover before the time: got %v, %v", held, err)
 		}
 		for time.Now().Before(st.FreeAt) {
@@ -442,7 +442,7 @@ func TestTakeover(t *testing.T) {
 			}
 			st = other.Look(s, "e1")
 		}
-		if _, held, err := other.Claim(t.Context(), s, "e1", "somebody else's"); held || err != nil {
+		if _, held, err := other.Claim(t.Context(), s, "e1", "somebody else's", ""); held || err != nil {
 			t.Errorf("a takeover from who does not hold it: got %v, %v", held, err)
 		}
 		taken := claim(t, other, s, "e1", st.Holder)
@@ -490,7 +490,7 @@ func TestFailedWithoutAnswer(t *testing.T) {
 		wantStored(t, a, s, "e1", o)
 		wantStanding(t, a, s, "e2", schema.Standing{State: schema.StateHeld, Round: 2, Attempts: 1, Doubt: true, Holder: h.Attempt, Mine: true})
 		for _, prev := range []string{"", h.Attempt} {
-			if _, held, _ := a.Claim(t.Context(), s, "e2", prev); held {
+			if _, held, _ := a.Claim(t.Context(), s, "e2", prev, ""); held {
 				t.Errorf("it was claimed at once, with prev %q", prev)
 			}
 		}
@@ -592,7 +592,7 @@ func TestAbandonedClaim(t *testing.T) {
 				f := b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: fault, Count: -1})
 				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 				defer cancel()
-				if _, held, err := a.Claim(ctx, s, "e1", ""); held || !errors.Is(err, context.DeadlineExceeded) {
+				if _, held, err := a.Claim(ctx, s, "e1", "", ""); held || !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("got %v, %v", held, err)
 				}
 				f.Remove()
@@ -628,7 +628,7 @@ func TestUnsentLeavesNothing(t *testing.T) {
 		ended, end := context.WithCancel(t.Context())
 		end()
 		s := shipment(1)
-		if _, _, err := r.Claim(ended, s, "e1", ""); err == nil {
+		if _, _, err := r.Claim(ended, s, "e1", "", ""); err == nil {
 			t.Error("claimed")
 		}
 		if err := r.Refuse(ended, s, "e1", outcomeOf(t, s, 1, refusal())); err == nil {

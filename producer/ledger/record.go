@@ -47,8 +47,10 @@ type record struct {
 	Uncalled bool `json:"uncalled,omitempty"`
 	// Unanswered says of an outcome that its attempt brought no answer, so
 	// that its call may still be under way.
-	Unanswered bool   `json:"unanswered,omitempty"`
-	Why        string `json:"why,omitempty"`
+	Unanswered bool `json:"unanswered,omitempty"`
+	// Why says why an attempt was released, or what the API answered to one that
+	// is taken over, if the next one knows.
+	Why string `json:"why,omitempty"`
 	// Group says of a success for which order group it was, by the short name
 	// of [schema.Packed.GroupMark]; "" if the event named none.
 	Group string `json:"group,omitempty"`

@@ -29,6 +29,7 @@ func someRecords(tb testing.TB) []record {
 		{Kind: kindIntent, Attempt: "pod-1/1f/1", Event: "evt-1", Round: 1},
 		{Kind: kindIntent, Attempt: "pod-1/1f/2", Event: `a "quoted" \ evént`, Round: 65535, Doubt: true},
 		{Kind: kindTakeover, Attempt: "pod-1/1f/3", Prev: "pod-2/2f/1", Event: "evt-1", Round: 2},
+		{Kind: kindTakeover, Attempt: "pod-1/1f/3", Prev: "pod-1/1f/2", Event: "evt-1", Why: "HTTP 200, code 614, 系统异常"},
 		{Kind: kindRelease, Attempt: "pod-1/1f/3", Why: "throttled"},
 		{Kind: kindRelease, Attempt: "pod-1/1f/3", Why: "throttled", Account: "north", Points: 12},
 		{

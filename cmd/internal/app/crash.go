@@ -138,8 +138,8 @@ type crashingLedger struct {
 	crash *crash
 }
 
-func (l crashingLedger) Claim(ctx context.Context, s *schema.Shipment, eventID, prev string) (schema.Hold, bool, error) {
-	hold, held, err := l.Ledger.Claim(ctx, s, eventID, prev)
+func (l crashingLedger) Claim(ctx context.Context, s *schema.Shipment, eventID, prev, answer string) (schema.Hold, bool, error) {
+	hold, held, err := l.Ledger.Claim(ctx, s, eventID, prev, answer)
 	if held {
 		l.crash.reach(intentAcked)
 	}

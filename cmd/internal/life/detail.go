@@ -32,6 +32,9 @@ func (s *Story) Detail(m *Moment) string {
 	case KindTakeover:
 		previous := Moment{Attempt: m.Prev}
 		add("for event %s by %s from %s, whose call has no known outcome", m.EventID, m.Instance(), previous.Instance())
+		if m.Why != "" {
+			add("answered with %q", m.Why)
+		}
 	case KindRelease:
 		add("the attempt of %s reached nothing: %s", m.Instance(), cmp.Or(m.Why, "no reason given"))
 	case KindOutcome:

@@ -125,7 +125,7 @@ func (*rehearsal) Wait(context.Context, *schema.Shipment, string, schema.Standin
 func (*rehearsal) Refresh(context.Context, *schema.Shipment) error { return nil }
 
 // Claim always succeeds.
-func (r *rehearsal) Claim(_ context.Context, s *schema.Shipment, event, prev string) (schema.Hold, bool, error) {
+func (r *rehearsal) Claim(_ context.Context, s *schema.Shipment, event, prev, _ string) (schema.Hold, bool, error) {
 	st := r.Look(s, event)
 	h := schema.Hold{Attempt: "rehearsal", Round: st.Round, Prior: st.Attempts, Doubt: st.Doubt}
 	if prev != "" {

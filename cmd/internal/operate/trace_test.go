@@ -78,7 +78,7 @@ func TestTrace(t *testing.T) {
 		if s.Shipments[0].State != life.StateShipped || !strings.Contains(s.Standing, "which the API confirmed after a call that it had not answered; nothing to do") || len(s.Results) != 1 {
 			t.Errorf("%+v", s)
 		}
-		if m := s.Timeline[2]; m.Prev != s.Timeline[1].Attempt || m.Instance() == "" || m.EventID != "evt-1" {
+		if m := s.Timeline[2]; m.Prev != s.Timeline[1].Attempt || m.Instance() == "" || m.EventID != "evt-1" || m.Why != "no answer that could be read" {
 			t.Errorf("takeover %+v", m)
 		}
 	})

@@ -328,7 +328,7 @@ func (w *world) claim(value string) {
 	if err := l.WaitReady(ctx); err != nil {
 		w.t.Fatal(err)
 	}
-	if _, held, err := l.Claim(ctx, &p.Shipment, p.EventID, ""); err != nil || !held {
+	if _, held, err := l.Claim(ctx, &p.Shipment, p.EventID, "", ""); err != nil || !held {
 		w.t.Fatalf("claim: %t, %v", held, err)
 	}
 }
