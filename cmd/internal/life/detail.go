@@ -31,10 +31,11 @@ func (s *Story) Detail(m *Moment) string {
 		}
 	case KindTakeover:
 		previous := Moment{Attempt: m.Prev}
-		add("for event %s by %s from %s, whose call has no known outcome", m.EventID, m.Instance(), previous.Instance())
+		answer := ""
 		if m.Why != "" {
-			add("answered with %q", m.Why)
+			answer = fmt.Sprintf(": %q", m.Why)
 		}
+		add("for event %s by %s from %s, whose call has no known outcome%s", m.EventID, m.Instance(), previous.Instance(), answer)
 	case KindRelease:
 		add("the attempt of %s reached nothing: %s", m.Instance(), cmp.Or(m.Why, "no reason given"))
 	case KindOutcome:

@@ -205,14 +205,14 @@ func TestDetail(t *testing.T) {
 	}
 	answer := &schema.Exchange{HTTPStatus: 200, Code: 614, Msg: "系统异常\x1b", Msec: 12}
 	for want, m := range map[string]Moment{
-		"shipped, no call, told by host-a, result r":                                                            result(schema.Result{}),
-		"shipped, 1 call, answered with HTTP 200, code 614 \"系统异常\\x1b\" in 12 ms, told by host-a, result r":    result(schema.Result{Attempts: 1, Upstream: answer}),
-		"shipped, 3 calls without an answer that could be read, told by host-a, result r":                       result(schema.Result{Attempts: 3}),
-		"the attempt of host-b reached nothing: throttled":                                                      {Kind: KindRelease, Attempt: "host-b/0/1", Why: "throttled"},
-		"for event e by host-b from host-a, whose call has no known outcome":                                    {Kind: KindTakeover, EventID: "e", Attempt: "host-b/0/1", Prev: "host-a/0/7"},
-		"for event e by host-a from host-a, whose call has no known outcome, answered with \"HTTP 502, \\x1b\"": {Kind: KindTakeover, EventID: "e", Attempt: "host-a/0/8", Prev: "host-a/0/7", Why: "HTTP 502, \x1b"},
-		"event e, sent again for result q, shop s, waybill A, carrier SF":                                       {Kind: KindPacked, Shipment: 1, EventID: "e", RedriveOf: "q"},
-		"event e, sent again from dead letter dlq/1/7, shop s, waybill A, carrier SF":                           {Kind: KindPacked, Shipment: 1, EventID: "e", ResentFrom: "dlq/1/7"},
+		"shipped, no call, told by host-a, result r":                                                         result(schema.Result{}),
+		"shipped, 1 call, answered with HTTP 200, code 614 \"系统异常\\x1b\" in 12 ms, told by host-a, result r": result(schema.Result{Attempts: 1, Upstream: answer}),
+		"shipped, 3 calls without an answer that could be read, told by host-a, result r":                    result(schema.Result{Attempts: 3}),
+		"the attempt of host-b reached nothing: throttled":                                                   {Kind: KindRelease, Attempt: "host-b/0/1", Why: "throttled"},
+		"for event e by host-b from host-a, whose call has no known outcome":                                 {Kind: KindTakeover, EventID: "e", Attempt: "host-b/0/1", Prev: "host-a/0/7"},
+		"for event e by host-a from host-a, whose call has no known outcome: \"HTTP 502, \\x1b\"":            {Kind: KindTakeover, EventID: "e", Attempt: "host-a/0/8", Prev: "host-a/0/7", Why: "HTTP 502, \x1b"},
+		"event e, sent again for result q, shop s, waybill A, carrier SF":                                    {Kind: KindPacked, Shipment: 1, EventID: "e", RedriveOf: "q"},
+		"event e, sent again from dead letter dlq/1/7, shop s, waybill A, carrier SF":                        {Kind: KindPacked, Shipment: 1, EventID: "e", ResentFrom: "dlq/1/7"},
 	} {
 		s := Story{Shipments: []Shipment{{ShopID: "s", OutSID: "A", CompanyCode: "SF"}}}
 		if got := s.Detail(&m); got != want {
