@@ -603,28 +603,37 @@ func TestWaitingRecordsOfALostPartitionAreDropped(t *testing.T) {
 	})
 }
 
+// joinsAgain has a member meet something that its next heartbeat would not tell it
+// for long, and wants it to shut its gate once, join again, and go on.
+func joinsAgain(t *testing.T, meet func(w *world, r *replica)) {
+	t.Helper()
+	inWorld(t, 1, func(w *world) {
+		t := w.t
+		r := w.start("a", new(fakeHandler), func(c *Config) { c.SessionTimeout = 60 * time.Second })
+		r.awaitRole(RoleActive)
+		generation := r.c.Status().Generation
+		closed := watchGate(t, &r.c.gate)
+		meet(w, r)
+		await(t, "the next generation", func() bool { return r.c.Status().Generation > generation })
+		w.produce(0, event("s", 2))
+		w.awaitCommit(0, 2)
+		if n := len(closed()); n != 1 {
+			t.Errorf("the gate was closed %d times, want once", n)
+		}
+	})
+}
+
 // A commit that is refused because the group has gone on without this member
 // closes the gate and ends the generation, without waiting for a heartbeat to
 // notice.
 func TestFencedCommitEndsTheGeneration(t *testing.T) {
 	for _, refusal := range []*kerr.Error{kerr.IllegalGeneration, kerr.UnknownMemberID} {
 		t.Run(refusal.Message, func(t *testing.T) {
-			inWorld(t, 1, func(w *world) {
-				t := w.t
-				h := new(fakeHandler)
-				r := w.start("a", h, func(c *Config) { c.SessionTimeout = 60 * time.Second })
-				r.awaitRole(RoleActive)
-				generation := r.c.Status().Generation
-				closed := watchGate(t, &r.c.gate)
+			joinsAgain(t, func(w *world, _ *replica) {
 				fault := w.fault(kfakeFault(kmsg.OffsetCommit, refusal, 1))
 				w.produce(0, event("s", 1))
-				if err := fault.Wait(t.Context(), 1); err != nil {
-					t.Fatal(err)
-				}
-				await(t, "the next generation", func() bool { return r.c.Status().Generation > generation })
-				w.awaitCommit(0, 1)
-				if n := len(closed()); n != 1 {
-					t.Errorf("the gate was closed %d times, want once", n)
+				if err := fault.Wait(w.t.Context(), 1); err != nil {
+					w.t.Fatal(err)
 				}
 			})
 		})
@@ -634,22 +643,12 @@ func TestFencedCommitEndsTheGeneration(t *testing.T) {
 // A member that was frozen for so long that another may have its partitions shuts
 // its gate by itself and joins again, without waiting to be told.
 func TestFrozenMemberJoinsAgain(t *testing.T) {
-	inWorld(t, 1, func(w *world) {
-		t := w.t
-		h := new(fakeHandler)
-		r := w.start("a", h, func(c *Config) { c.SessionTimeout = 60 * time.Second })
-		r.awaitRole(RoleActive)
-		generation := r.c.Status().Generation
-		closed := watchGate(t, &r.c.gate)
-		r.c.gate.mu.Lock()
-		r.c.gate.seen = r.c.gate.seen.Add(-r.c.cfg.groupTimeout())
-		r.c.gate.mu.Unlock()
-		await(t, "the next generation", func() bool { return r.c.Status().Generation > generation })
+	joinsAgain(t, func(w *world, r *replica) {
 		w.produce(0, event("s", 1))
 		w.awaitCommit(0, 1)
-		if n := len(closed()); n != 1 {
-			t.Errorf("the gate was closed %d times, want once", n)
-		}
+		r.c.gate.mu.Lock()
+		defer r.c.gate.mu.Unlock()
+		r.c.gate.seen = r.c.gate.seen.Add(-r.c.cfg.groupTimeout())
 	})
 }
 
