@@ -371,12 +371,16 @@ func TestTelemetryWithoutCollector(t *testing.T) {
 			w.logger = slog.New(slog.NewTextHandler(lines, nil))
 			w.produce(orders(1, 20)...)
 			r := w.start()
+			failed := func(signal string) float64 {
+				return testutil.ToFloat64(r.c.signals.failures.WithLabelValues(signal))
+			}
 			w.await(20, 0, 0)
+			eventually(t, "a failed export of spans", func() bool { return failed(signalTraces) > 0 })
+			w.produce(orders(21, 20)...) // those before may all have been in one batch, the rest of them dropped
+			w.await(40, 0, 0)
 			w.committed()
-			eventually(t, "failed exports of both signals", func() bool {
-				return testutil.ToFloat64(r.c.signals.failures.WithLabelValues(signalTraces)) > 1 &&
-					testutil.ToFloat64(r.c.signals.failures.WithLabelValues(signalMetrics)) > 1
-			})
+			eventually(t, "a second failed export of spans", func() bool { return failed(signalTraces) > 1 })
+			eventually(t, "two failed exports of metrics", func() bool { return failed(signalMetrics) > 1 })
 			if err := r.stop(); err != nil {
 				t.Errorf("a stop without a collector: %v", err)
 			}
