@@ -1206,6 +1206,9 @@ func TestMetrics(t *testing.T) {
 		if got := before[`packship_slot_window_seconds{account="default"}`]; got != 1 {
 			t.Errorf("window: got %g, want 1", got)
 		}
+		if got := before[`packship_rate_limit_calls_per_second{account="default"}`]; got != u.cfg.Accounts[0].RatePerSecond {
+			t.Errorf("rate: got %g, want %g", got, u.cfg.Accounts[0].RatePerSecond)
+		}
 		a.script(success, waybillUsed, noShop, answerText(614, "isv.some-new-thing:ZZ9 神秘错误"), "status 429", "hang", "<html>")
 		for i := range 7 {
 			send(t, u, shopOrder(fmt.Sprintf("S%d", i), i+1))

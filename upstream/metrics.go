@@ -20,6 +20,7 @@ type metrics struct {
 	throttled    *prometheus.CounterVec
 	slotWait     *prometheus.HistogramVec
 	window       *prometheus.GaugeVec
+	rate         *prometheus.GaugeVec
 	withheld     *prometheus.CounterVec
 	balance      *prometheus.GaugeVec
 	halted       *prometheus.GaugeVec
@@ -50,6 +51,7 @@ func newMetrics(reg prometheus.Registerer, accounts []Account) (*metrics, error)
 		slotWait: histogram("slot_wait_seconds", "Time that a call waits for its place in the rate limit once its connection stands.",
 			[]float64{0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5}, "account"),
 		window:       gauge("slot_window_seconds", "What the rate limit takes for one second; it grows when the API throttles.", "account"),
+		rate:         gauge("rate_limit_calls_per_second", "Calls that may leave in a second for the account, those of all replicas together.", "account"),
 		withheld:     counter("withheld_points_total", "Points that the API says it has charged, by whether the call followed up one without a known outcome.", "account", "charged_for"),
 		balance:      gauge("balance_points", "Points that are left of the configured balance; absent for accounts without one.", "account"),
 		halted:       gauge("account_halted", "1 while the account is halted for the reason.", "account", "reason"),
@@ -62,8 +64,8 @@ func newMetrics(reg prometheus.Registerer, accounts []Account) (*metrics, error)
 	}
 	m.noToken = gauge("token_file_unusable", "1 while the token file of the account cannot be used, and the last token that it held is.", "account")
 	for _, c := range []prometheus.Collector{
-		m.calls, m.duration, m.inFlight, m.breaker, m.throttled, m.slotWait, m.window, m.withheld, m.balance,
-		m.halted, m.parked, m.unreachable, m.unrecognised, m.mismatches, m.noToken,
+		m.calls, m.duration, m.inFlight, m.breaker, m.throttled, m.slotWait, m.window, m.rate, m.withheld,
+		m.balance, m.halted, m.parked, m.unreachable, m.unrecognised, m.mismatches, m.noToken,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("upstream: register metrics: %w", err)
@@ -74,6 +76,7 @@ func newMetrics(reg prometheus.Registerer, accounts []Account) (*metrics, error)
 	}
 	for _, a := range accounts {
 		m.zero(a.Name)
+		m.rate.WithLabelValues(a.Name).Set(a.RatePerSecond)
 	}
 	return m, nil
 }

@@ -116,7 +116,7 @@ func TestMetricsLint(t *testing.T) {
 		"packship_events_consumed_total", "packship_events_finished_total", "packship_events_repeated_total",
 		"packship_oldest_unfinished_event_age_seconds", "packship_consumer_lag_records", "packship_last_commit_timestamp_seconds",
 		"packship_end_to_end_duration_seconds", "packship_calls_total", "packship_call_duration_seconds", "packship_calls_in_flight",
-		"packship_slot_wait_seconds", "packship_slots_held", "packship_slot_window_seconds", "packship_throttled_total", "packship_breaker_state",
+		"packship_slot_wait_seconds", "packship_slots_held", "packship_slot_window_seconds", "packship_rate_limit_calls_per_second", "packship_throttled_total", "packship_breaker_state",
 		"packship_ledger_records_total", "packship_ledger_append_duration_seconds", "packship_ledger_readback_duration_seconds",
 		"packship_ledger_append_failures_total", "packship_ledger_read_failures_total",
 		"packship_ledger_entries", "packship_ledger_restore_seconds", "packship_ledger_damaged", "packship_in_doubt",
