@@ -401,6 +401,7 @@ func TestBrowserHalted(t *testing.T) {
 	p := b.open(t, r.url)
 	p.awaitText("#hero", "Halted")
 	p.awaitText("#notices", "Account default is halted", "or at once after a new token or a resume", "What to do: The token is wrong")
+	p.awaitText("#oldest", "waits because its account default is halted: access token invalid")
 	p.look("halted")
 
 	// While the time runs down beside it the button stays the same: one that is
@@ -445,7 +446,7 @@ func TestBrowserParked(t *testing.T) {
 	p.awaitText("#hero", "Idle, 1 shop parked")
 	p.awaitText("#parked", shop, "shop not authorized", "the link for that is in /api/status", "or at once after an unpark")
 	p.awaitText("#notices", "What to do: Have the seller authorise the shop, then unpark it. The link for that stands with it in /api/status.")
-	p.awaitText("#oldest", "waits because its shop is parked")
+	p.awaitText("#oldest", "waits because its shop is parked: shop not authorized")
 	p.look("parked")
 	// The link itself is shown in /api/status and nowhere else.
 	if link := eval[string](p, `document.querySelector("#parked a").getAttribute("href")`); link != "api/status" {

@@ -270,12 +270,33 @@ func shopEnds(p *upstream.ParkedShop, now time.Time) string {
 	return fmt.Sprintf("%sone order is tried in %s, or at once after an unpark", first, ago(p.Until.Sub(now)))
 }
 
-// sentence says where the oldest order stands, in a replica that leaves or does
-// not.
+// holds says what an order waits for that is held with its shop or its account.
+func (st *Status) holds(shop, account string) string {
+	var why []string
+	for i := range st.Accounts {
+		switch a := &st.Accounts[i]; {
+		case a.Name != account:
+		case a.State == upstream.StateHalted:
+			why = append(why, fmt.Sprintf("its account %s is halted: %s", a.Name, say(a.Reason)))
+		case a.State == upstream.StatePaused:
+			why = append(why, fmt.Sprintf("its account %s is paused", a.Name))
+		}
+	}
+	for i := range st.ParkedShops {
+		if p := &st.ParkedShops[i]; p.ShopID == shop {
+			why = append(why, "its shop is parked: "+say(p.Reason))
+		}
+	}
+	if len(why) == 0 { // it may go on as of now, or its shop is no longer in memory
+		return "waits until its shop and its account may go on"
+	}
+	return "waits because " + strings.Join(why, ", and ")
+}
+
+// sentence says where the oldest order stands if it is not held, in a replica that
+// leaves or does not.
 func (o *OldestOrder) sentence(now time.Time, leaving bool) string {
 	switch {
-	case o.Held:
-		return "waits because its shop is parked or its account is halted"
 	case o.Step == "" && leaving:
 		return "waits for the next replica"
 	case o.Step == "":

@@ -25,6 +25,30 @@ func in(d time.Duration) *time.Time {
 	return &at
 }
 
+// TestHolds says which hold an order waits behind, by the names of what is held.
+func TestHolds(t *testing.T) {
+	st := Status{
+		Accounts: []upstream.AccountStatus{
+			{Name: "north", State: upstream.StateHalted, Reason: "access_token_invalid"},
+			{Name: "south", State: upstream.StatePaused, Reason: "breaker_open"},
+			{Name: "west", State: upstream.StateSending},
+		},
+		ParkedShops: []upstream.ParkedShop{{ShopID: "77", Account: "west", Reason: "shop_not_authorized"}},
+	}
+	for _, test := range []struct{ shop, account, want string }{
+		{"1", "north", "waits because its account north is halted: access token invalid"},
+		{"1", "south", "waits because its account south is paused"},
+		{"77", "west", "waits because its shop is parked: shop not authorized"},
+		{"77", "north", "waits because its account north is halted: access token invalid, and its shop is parked: shop not authorized"},
+		{"1", "west", "waits until its shop and its account may go on"},
+		{"", "", "waits until its shop and its account may go on"},
+	} {
+		if got := st.holds(test.shop, test.account); got != test.want {
+			t.Errorf("shop %q of account %q: %q, want %q", test.shop, test.account, got, test.want)
+		}
+	}
+}
+
 // TestHealth tells the states of a replica apart: each has a word, and a notice
 // that says what ends it.
 func TestHealth(t *testing.T) {

@@ -130,7 +130,7 @@ func (c *Connector) Status() Status {
 	}
 	if shipper != nil {
 		st.Counts, st.Failures = shipper.Counts(), shipper.Failures()
-		st.findOldest(shipper, c.blocked)
+		st.findOldest(shipper, c.api)
 	}
 	overdue := c.watchdog.list()
 	st.OverdueCount = len(overdue)
@@ -242,7 +242,11 @@ func (st *Status) heldInMemory() (n int64) {
 
 // findOldest finds the oldest order among the first of all partitions, and the
 // oldest of those under way.
-func (st *Status) findOldest(shipper *consumer.Shipper, blocked func(shop string) bool) {
+func (st *Status) findOldest(shipper *consumer.Shipper, api *upstream.Upstream) {
+	blocked := func(u *consumer.UnderWay) bool {
+		_, blocked := api.Blocked(&schema.Packed{ShopID: u.ShopID})
+		return blocked && u.Step == consumer.StepTurn
+	}
 	var of *PartitionStatus
 	for i := range st.Partitions {
 		if p := &st.Partitions[i]; p.Oldest != nil && (of == nil || p.Oldest.Time.Before(of.Oldest.Time)) {
@@ -266,29 +270,28 @@ func (st *Status) findOldest(shipper *consumer.Shipper, blocked func(shop string
 		first = same
 	}
 	if of != nil {
-		st.OldestOrder = st.oldest(&same, of.Oldest.Time, of.Oldest.Shelved || same.Step == consumer.StepTurn && blocked(same.ShopID))
+		st.OldestOrder = st.oldest(&same, of.Oldest.Time, of.Oldest.Shelved || blocked(&same), api.AccountOf(same.ShopID))
 	}
 	switch {
 	case first.Time.IsZero():
 	case first == same:
 		st.OldestUnderWay = st.OldestOrder
 	default:
-		st.OldestUnderWay = st.oldest(&first, first.Time, first.Step == consumer.StepTurn && blocked(first.ShopID))
+		st.OldestUnderWay = st.oldest(&first, first.Time, blocked(&first), api.AccountOf(first.ShopID))
 	}
 }
 
-// blocked reports whether the orders of a shop wait for a repair.
-func (c *Connector) blocked(shop string) bool {
-	_, blocked := c.api.Blocked(&schema.Packed{ShopID: shop})
-	return blocked
-}
-
-// oldest describes an order that is unsettled since a time.
-func (st *Status) oldest(u *consumer.UnderWay, since time.Time, held bool) *OldestOrder {
+// oldest describes an order that is unsettled since a time, and that may be held
+// with its shop or its account.
+func (st *Status) oldest(u *consumer.UnderWay, since time.Time, held bool, account string) *OldestOrder {
 	o := &OldestOrder{
 		TID: u.TID, ShopID: u.ShopID, Partition: u.Partition, Offset: u.Offset, Held: held,
 		AgeSeconds: max(0, st.Now.Sub(since).Seconds()), Step: u.Step, Since: u.Since, Until: u.Until,
 	}
-	o.Standing = o.sentence(st.Now, st.Leaving)
+	if held {
+		o.Standing = st.holds(u.ShopID, account)
+	} else {
+		o.Standing = o.sentence(st.Now, st.Leaving)
+	}
 	return o
 }
