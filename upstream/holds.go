@@ -15,8 +15,8 @@ type hold struct {
 	url    string
 	timer  *time.Timer
 	next   time.Time // when the timer lets one order try
-	// probe is true once one order may try, which is allowed since then, and
-	// probing while it does. Then reopened is closed.
+	// probe is true once one order may try, and probing while it does. Then
+	// reopened is closed. The last leave for it was given at the time allowed.
 	probe, probing bool
 	allowed        time.Time
 	reopened       chan struct{}
@@ -28,11 +28,21 @@ func newHold(reason, advice, url string) *hold {
 
 // allow lets one order try. A nil hold needs no leave.
 func (h *hold) allow() {
-	if h != nil && !h.probe {
-		h.probe, h.allowed = true, time.Now()
+	if h == nil {
+		return
+	}
+	h.allowed = time.Now()
+	if !h.probe {
+		h.probe = true
+		h.timer.Stop()
 		close(h.reopened)
 	}
 }
+
+// outdated reports whether the try that left at the time says nothing of what
+// is held: leave was given once more since, as it is after a repair. Nothing is
+// outdated without a hold.
+func (h *hold) outdated(left time.Time) bool { return h != nil && left.Before(h.allowed) }
 
 // shop is what there is to know of a shop that does not just work.
 type shop struct {

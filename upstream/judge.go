@@ -52,7 +52,7 @@ func (a *account) conclude(t *Turn, x exchange, l *launch, doubt bool) schema.An
 		a.note(log, "api throttles", "told_by", f.source, "pause", f.pause)
 	}
 	a.metrics.window.WithLabelValues(a.name).Set(a.pacer.status().window.Seconds())
-	a.judgeAccount(t, &f)
+	a.judgeAccount(t, &f, left)
 	a.judgeShop(t, &f, left)
 	if f.health == healthBad || f.health == healthShop {
 		a.fault = faultOf(&x, &f)
@@ -99,11 +99,12 @@ func (a *account) verdict(t *Turn, h health) error {
 	return errExcluded
 }
 
-// judgeAccount halts the account, or ends its halt. Callers hold mu.
-func (a *account) judgeAccount(t *Turn, f *finding) {
+// judgeAccount halts the account, or ends its halt. The left time is when the
+// call had left. Callers hold mu.
+func (a *account) judgeAccount(t *Turn, f *finding, left time.Time) {
 	switch {
 	case f.halt != "":
-		if t.epoch != a.epoch {
+		if t.epoch != a.epoch || t.probe.outdated(left) {
 			return // it was sent with an old token, or before a repair
 		}
 		if a.halt == t.probe { // there is no halt, or it is the one that was tried
@@ -182,7 +183,7 @@ func (a *account) judgeShop(t *Turn, f *finding, left time.Time) {
 	}
 	switch {
 	case reason != "":
-		if s == nil || s.hold == t.shopProbe { // it is not parked, or was tried
+		if s == nil || s.hold == t.shopProbe && !t.shopProbe.outdated(left) { // it is not parked, or was tried
 			a.park(id, reason, advice, f.url)
 		}
 	case s != nil && s.hold != nil && s.hold == t.shopProbe && (f.health == healthGood || f.health == healthAlive && f.halt == ""):

@@ -116,3 +116,88 @@ func TestRepairsAreForgotten(t *testing.T) {
 		}
 	})
 }
+
+// An account is repaired while a call is under way that tries it. The API refuses
+// that call, which it had read before the repair; the next order tries again at
+// once, and not when the slow timer says so.
+func TestResumeDuringTheTry(t *testing.T) {
+	inBubble(t, nil, func(b bubble) {
+		t, u, a := b.t, b.u, b.api
+		a.script(quotaGone)
+		send(t, u, order(1))
+		u.Resume("default")
+		a.script(quotaGone, success)
+		a.delay = time.Second
+		try := sendLater(t, u, order(1))
+		synctest.Wait()
+		next := sendLater(t, u, order(2))
+		time.Sleep(500 * time.Millisecond)
+		u.Resume("default")
+		if got := <-try; got.Action != schema.ActHold {
+			t.Errorf("the try: got %+v, want one that is held", got)
+		}
+		start := time.Now()
+		if got := <-next; got.Action != schema.ActSucceed || time.Since(start) > 2*time.Second {
+			t.Errorf("the next order: got %+v after %s", got, time.Since(start))
+		}
+		if got := u.Accounts()[0]; got.State == StateHalted || a.calls() != 3 {
+			t.Errorf("%s after %d calls, want 3: the refusal, the try, and the next order", got.State, a.calls())
+		}
+	})
+}
+
+// A try that the API takes ends a halt also if a resume came while it was under
+// way; one that left after the last resume halts the account as ever.
+func TestResumeDuringAGoodTry(t *testing.T) {
+	inBubble(t, nil, func(b bubble) {
+		t, u, a := b.t, b.u, b.api
+		a.script(tokenBad)
+		send(t, u, order(1))
+		u.Resume("default")
+		a.script(success)
+		a.delay = time.Second
+		try := sendLater(t, u, order(1))
+		time.Sleep(500 * time.Millisecond)
+		u.Resume("default")
+		if got := <-try; got.Action != schema.ActSucceed {
+			t.Errorf("the try: got %+v", got)
+		}
+		if got := u.Accounts()[0]; got.State == StateHalted {
+			t.Errorf("halted after a good try: %+v", got)
+		}
+		a.script(tokenBad)
+		send(t, u, order(2))
+		state(t, u, "halted", "access_token_invalid")
+	})
+}
+
+// The same for a shop: its seller authorises it while one of its orders tries.
+func TestUnparkDuringTheTry(t *testing.T) {
+	for name, second := range map[string]string{"refused": noShop, "taken": success} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, nil, func(b bubble) {
+				t, u, a := b.t, b.u, b.api
+				a.script(noShop)
+				send(t, u, shopOrder("S1", 1))
+				u.Unpark("S1")
+				a.script(second, success)
+				a.delay = time.Second
+				try := sendLater(t, u, shopOrder("S1", 1))
+				synctest.Wait()
+				next := sendLater(t, u, shopOrder("S1", 2))
+				time.Sleep(500 * time.Millisecond)
+				u.Unpark("S1")
+				if got := <-try; (got.Action == schema.ActSucceed) != (second == success) {
+					t.Errorf("the try: got %+v", got)
+				}
+				start := time.Now()
+				if got := <-next; got.Action != schema.ActSucceed || time.Since(start) > 2*time.Second {
+					t.Errorf("the next order: got %+v after %s", got, time.Since(start))
+				}
+				if got := u.ParkedShops(); len(got) != 0 || a.calls() != 3 {
+					t.Errorf("parked: %+v after %d calls, want none after 3", got, a.calls())
+				}
+			})
+		})
+	}
+}
