@@ -45,7 +45,7 @@ func (s *selection) judge(ctx context.Context) error {
 func (s *selection) countRows() {
 	for i := range s.found {
 		c := &s.found[i]
-		if c.row != nil && s.newest[partOfResult(&c.result)].resultID == c.result.ResultID {
+		if c.row != nil && s.follower(&c.result) == "" {
 			c.row.used++
 		}
 	}
@@ -143,7 +143,7 @@ func (s *selection) share(c *candidate) {
 		if s.alike[set.Field] == nil {
 			s.alike[set.Field] = map[part]bool{}
 		}
-		s.alike[set.Field][partOfResult(&c.result)] = true
+		s.alike[set.Field][partOf(&c.result)] = true
 	}
 }
 
@@ -169,11 +169,11 @@ func (s *selection) event(c *candidate, original *schema.Record) (*schema.Record
 	switch {
 	case s.memory.Shipped(&was):
 		return nil, RefusedShipped, ""
-	case s.newest[partOfResult(r)].resultID != r.ResultID:
-		return nil, RefusedSuperseded, "by result " + s.newest[partOfResult(r)].resultID
+	case s.follower(r) != "":
+		return nil, RefusedSuperseded, "by result " + s.follower(r)
 	case s.sent[r.ResultID]:
 		return nil, RefusedSent, ""
-	case s.repacked[partOfResult(r)]:
+	case slices.ContainsFunc(s.repacked[orderOf(r)], itemsOf(r).overlap):
 		return nil, RefusedSuperseded, "by a packed event that waits in " + s.settings.TopicPacked
 	case c.row != nil && c.row.used > 1:
 		return nil, RefusedAmbiguous, fmt.Sprintf("line %d", c.row.line)
@@ -242,7 +242,7 @@ func decodeOriginal(original *schema.Record, r *schema.Result) (*schema.Packed, 
 // one would, in whole or in part, and by what.
 func (s *selection) covered(p *schema.Packed) (by string, ok bool) {
 	for _, r := range s.shipped[order{p.ShopID, p.TID}] {
-		if r.IsSplit == 0 || p.IsSplit == 0 || slices.ContainsFunc(r.SubTID, func(id string) bool { return slices.Contains(p.SubTID, id) }) {
+		if itemsOf(&r).overlap(items{p.IsSplit, p.SubTID}) {
 			if r.ResultID == "" {
 				return "event " + r.Source.EventID, true
 			}

@@ -311,6 +311,48 @@ func TestRedriveRefuses(t *testing.T) {
 	}
 }
 
+// TestRedriveParts has orders fail that were then packed again in other parcels:
+// what was packed last counts, be it the parts of an order or the whole.
+func TestRedriveParts(t *testing.T) {
+	w := newWorld(t)
+	split := func(n int) string { return fmt.Sprintf(`,"is_split":1,"sub_tid":"%d"`, n) }
+	later := func(tid int, event, extra string) string {
+		return strings.Replace(strings.Replace(packedEvent(tid, extra), "SF000", "SF777", 1), "evt-", event, 1)
+	}
+	w.fault(upstreamtest.AnyRow(35), 1, 3)
+	w.fault(upstreamtest.AnyRow(35), 2, 1)
+	w.fault(upstreamtest.AnyRow(35), 3, 2)
+	w.fault(upstreamtest.AnyRow(35), 4, 1)
+	w.produce(packedEvent(1, ""), later(1, "b-", split(11)), later(1, "c-", split(12))) // the whole, then its parts
+	w.produce(packedEvent(2, ""))                                                       // the whole, and a part waits, below
+	w.produce(packedEvent(3, split(31)), later(3, "b-", ""))                            // a part, then the whole
+	w.produce(packedEvent(4, split(41)))                                                // a part, and another waits, below
+	w.settled()
+	w.produce(later(2, "b-", split(21)), later(4, "b-", split(42)))
+
+	p := w.redrive(RedriveFilter{}, true)
+	want := map[string]Refused{"1": RefusedSuperseded, "1'": "", "2": RefusedSuperseded, "3": RefusedSuperseded, "3'": "", "4": ""}
+	if diff := cmp.Diff(want, p.why()); diff != "" || p.Sent != 4 {
+		t.Errorf("%d sent, want both parts of 1, the whole 3, and the part of 4 (-want +got):\n%s", p.Sent, diff)
+	}
+	w.settled()
+	got := map[string][]string{}
+	for tid, results := range w.results(w.settings.TopicShipped) {
+		for _, r := range results {
+			got[tid] = append(got[tid], strings.Join(r.SubTID, ",")+" "+r.OutSID)
+		}
+		slices.Sort(got[tid])
+	}
+	shipped := map[string][]string{
+		"1": {"11 SF7770000000001", "12 SF7770000000001"}, "2": {"21 SF7770000000002"}, "3": {" SF7770000000003"},
+		"4": {"41 SF0000000000004", "42 SF7770000000004"},
+	}
+	if diff := cmp.Diff(shipped, got); diff != "" {
+		t.Errorf("shipped (-want +got):\n%s", diff)
+	}
+	w.verify()
+}
+
 // during does something when a part of a work begins.
 type during struct {
 	silent

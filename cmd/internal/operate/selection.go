@@ -26,15 +26,15 @@ type selection struct {
 	// reasons and classes are those of all failures, also of what the filter
 	// does not mean.
 	reasons, classes map[string]bool
-	// newest has the newest failure of everything that is to be shipped, also
-	// of what the filter does not mean.
-	newest map[part]newest
+	// newest has, by order, the newest failure of everything that is to be
+	// shipped, also of what the filter does not mean.
+	newest map[order][]failure
 	// shipped are the shipped results of the orders that were found.
 	shipped map[order][]schema.Result
 	// sent are the failed results whose event waits in the packed topic, and
-	// repacked what waits there in any event.
+	// repacked what waits there in any event, by order.
 	sent     map[string]bool
-	repacked map[part]bool
+	repacked map[order][]items
 	place    []position // of the group when the planning began
 	memory   *ledger.Reader
 	chosen   map[schema.Key]bool
@@ -48,14 +48,53 @@ type part [16]byte
 // order is an order of a shop.
 type order struct{ shop, tid string }
 
-type newest struct{ resultID, at string }
-
-func partOf(shop, tid string, split int, sub []string) part {
-	s := schema.Shipment{ShopID: shop, TID: tid, Split: fmt.Sprint(split), SubTID: sub}
-	return part(s.Key())
+// items are what of an order is to be shipped.
+type items struct {
+	split int
+	sub   []string
 }
 
-func partOfResult(r *schema.Result) part { return partOf(r.ShopID, r.TID, r.IsSplit, r.SubTID) }
+func itemsOf(r *schema.Result) items { return items{r.IsSplit, r.SubTID} }
+
+// overlap reports whether both ship some item of their order.
+func (i items) overlap(other items) bool {
+	return i.split == 0 || other.split == 0 || slices.ContainsFunc(i.sub, func(id string) bool { return slices.Contains(other.sub, id) })
+}
+
+// failure is the newest of a part.
+type failure struct {
+	part         part
+	items        items
+	resultID, at string
+}
+
+// follow notes a failure, if it is the newest of its part.
+func (s *selection) follow(r *schema.Result) {
+	f := failure{partOf(r), itemsOf(r), r.ResultID, r.OccurredAt}
+	of := s.newest[orderOf(r)]
+	if i := slices.IndexFunc(of, func(x failure) bool { return x.part == f.part }); i < 0 {
+		s.newest[orderOf(r)] = append(of, f)
+	} else if f.at >= of[i].at {
+		of[i] = f
+	}
+}
+
+// follower returns the result of a later failure of some of the same items, "" if
+// there is none.
+func (s *selection) follower(r *schema.Result) string {
+	p, what := partOf(r), itemsOf(r)
+	for _, f := range s.newest[orderOf(r)] {
+		if f.part == p && f.resultID != r.ResultID || f.part != p && f.at > r.OccurredAt && f.items.overlap(what) {
+			return f.resultID
+		}
+	}
+	return ""
+}
+
+func partOf(r *schema.Result) part {
+	s := schema.Shipment{ShopID: r.ShopID, TID: r.TID, Split: fmt.Sprint(r.IsSplit), SubTID: r.SubTID}
+	return part(s.Key())
+}
 
 func orderOf(r *schema.Result) order { return order{r.ShopID, r.TID} }
 
@@ -77,10 +116,7 @@ func (s *selection) findFailures(ctx context.Context) error {
 		}
 		seen[r.ResultID] = true
 		s.reasons[r.Reason], s.classes[r.Class] = true, true
-		p := partOfResult(&r)
-		if r.OccurredAt >= s.newest[p].at {
-			s.newest[p] = newest{r.ResultID, r.OccurredAt}
-		}
+		s.follow(&r)
 		if c, ok := s.meant(r); ok {
 			s.found = append(s.found, c)
 		}
@@ -212,7 +248,7 @@ func (s *selection) findWaiting(ctx context.Context) error {
 		}
 		switch st := s.memory.Look(&p.Shipment, p.EventID); {
 		case st.State != schema.StateSettled:
-			s.repacked[partOf(p.ShopID, p.TID, p.IsSplit, p.SubTID)] = true
+			s.repacked[of] = append(s.repacked[of], items{p.IsSplit, p.SubTID})
 		case st.Verdict == schema.Shipped: // which perhaps nobody has been told yet
 			s.shipped[of] = append(s.shipped[of], schema.Result{IsSplit: p.IsSplit, SubTID: p.SubTID, Source: schema.Source{EventID: p.EventID}})
 		}
