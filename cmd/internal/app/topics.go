@@ -163,6 +163,20 @@ func (k *Kafka) describe(ctx context.Context, topics []Topic) error {
 	return nil
 }
 
+// RetentionOf tells for how long one of packship's topics keeps records, 0 if for
+// ever or if that is not known.
+func (k *Kafka) RetentionOf(ctx context.Context, topic string) (time.Duration, error) {
+	described := []Topic{{Name: topic, Exists: true}}
+	if err := k.describe(ctx, described); err != nil {
+		return 0, err
+	}
+	kept, err := time.ParseDuration(described[0].Retention)
+	if err != nil {
+		return 0, nil //nolint:nilerr // unlimited, or not told
+	}
+	return kept, nil
+}
+
 // ledgerProblem says what is wrong with the ledger topic, "" if nothing is.
 func (k *Kafka) ledgerProblem(ctx context.Context) (string, error) {
 	s := k.settings

@@ -359,6 +359,47 @@ func TestReplaySinceCommit(t *testing.T) {
 	}
 }
 
+// TestReplaySinceCommitOfBatch has orders whose events have the id of their batch,
+// of which one was answered before the time.
+func TestReplaySinceCommitOfBatch(t *testing.T) {
+	w := newWorld(t)
+	pack := func(tid int) {
+		event := strings.Replace(packedEvent(tid, ""), fmt.Sprintf("evt-%d", tid), "batch-7", 1)
+		w.append(schema.Record{Key: []byte(fmt.Sprint(tid)), Value: []byte(event)})
+	}
+	pack(1)
+	w.settled()
+	time.Sleep(2 * time.Millisecond) // Kafka's times are milliseconds
+	then := time.Now()
+	pack(2)
+	pack(3)
+	w.settled()
+	if m := w.plan(ReplayRange{From: point(t, "commit@"+then.Format(time.RFC3339Nano)), Partitions: []int{0}}).Moves[0]; m.From != 1 {
+		t.Errorf("from %d, want 1, which was answered after the time", m.From)
+	}
+}
+
+// TestReplaySinceCommitOfNothingLeft has results that are all deleted: only what
+// cannot have been deleted by then is known.
+func TestReplaySinceCommitOfNothingLeft(t *testing.T) {
+	w := newWorld(t)
+	w.produce(packedEvent(1, ""))
+	w.settled()
+	shipped := w.topic(w.settings.TopicShipped)
+	if len(shipped) != 1 {
+		t.Fatalf("%d results", len(shipped))
+	}
+	shipped[0].Offset++
+	w.expire(shipped[0])
+	_, err := w.operator().PlanReplay(t.Context(), ReplayRange{From: point(t, "commit@169h")})
+	if _, ok := errors.AsType[*RefusalError](err); !ok || !strings.Contains(err.Error(), "keeps results for 168h0m0s only") {
+		t.Errorf("beyond the retention: %v", err)
+	}
+	if _, err := w.operator().PlanReplay(t.Context(), ReplayRange{From: point(t, "commit@167h")}); err != nil {
+		t.Errorf("within the retention: %v", err)
+	}
+}
+
 // TestPlanFields holds the names of a plan's fields to the contract with other
 // programs.
 func TestPlanFields(t *testing.T) {

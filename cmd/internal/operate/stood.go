@@ -54,7 +54,7 @@ type answers struct {
 
 func (a *answers) result(rec *schema.Record) {
 	if event, ok := rec.Header("in_reply_to"); ok {
-		h := schema.HashEvent(event)
+		h := eventOf(event, string(rec.Key))
 		a.events[h] = a.events[h] || rec.Time.Before(a.at)
 	}
 }
@@ -76,10 +76,14 @@ func (a *answers) letter(rec *schema.Record) {
 func (a *answers) since(rec *schema.Record) bool {
 	before, answered := a.letters[place{rec.Partition, rec.Offset}]
 	if p, err := schema.DecodePacked(rec); err == nil {
-		before, answered = a.events[schema.HashEvent(p.EventID)]
+		before, answered = a.events[eventOf(p.EventID, p.TID)]
 	}
 	return answered && !before
 }
+
+// eventOf names an event of an order. Its id alone does not: a producer may give
+// the events of many orders one id, as that of their batch.
+func eventOf(id, tid string) schema.EventHash { return schema.HashEvent(tid + " " + id) }
 
 // errFound ends a read that has found what it looked for.
 var errFound = errors.New("operate: found")
@@ -111,8 +115,13 @@ func (o *Operator) mayForget(ctx context.Context, topic string, at time.Time) er
 	if err != nil {
 		return err
 	}
+	emptied := false
 	for _, r := range ranges {
-		if r.From == 0 || r.Len() == 0 {
+		if r.From == 0 {
+			continue
+		}
+		if r.Len() == 0 {
+			emptied = true
 			continue
 		}
 		var oldest time.Time
@@ -125,5 +134,14 @@ func (o *Operator) mayForget(ctx context.Context, topic string, at time.Time) er
 				at.UTC().Format(time.RFC3339), topic, oldest.UTC().Format(time.RFC3339))
 		}
 	}
-	return nil
+	if !emptied {
+		return nil
+	}
+	// Nothing is left there to tell how far back it reached.
+	kept, err := o.kafka.RetentionOf(ctx, topic)
+	if err == nil && kept > 0 && time.Since(at) > kept {
+		err = refuse("replay: where the group stood at %s is no longer known: %s keeps results for %s only; name a later time, or begin at a time of the packed events or an offset",
+			at.UTC().Format(time.RFC3339), topic, kept)
+	}
+	return err
 }
