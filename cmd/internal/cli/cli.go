@@ -35,6 +35,18 @@ func (s Streams) out(format string, args ...any) { _, _ = fmt.Fprintf(s.Out, for
 // err writes about what goes wrong, or on.
 func (s Streams) err(format string, args ...any) { _, _ = fmt.Fprintf(s.Err, format, args...) }
 
+// in reads what the user types or sends, until the context ends: what comes of it
+// may be a long time in coming.
+func (s Streams) in(ctx context.Context) io.Reader {
+	r, w := io.Pipe()
+	go func() {
+		_, err := io.Copy(w, s.In)
+		_ = w.CloseWithError(err) // it never fails
+	}()
+	context.AfterFunc(ctx, func() { _ = w.CloseWithError(context.Cause(ctx)) })
+	return r
+}
+
 // Main runs the command that the arguments name and returns the exit code. It
 // returns when the command is done or the context has ended and everything is
 // stopped.

@@ -186,7 +186,7 @@ func newDLQResend(std Streams) *cobra.Command {
 		Short: "Send a dead letter to the packed topic, as it was or with a corrected value",
 		Args:  letterArg,
 		RunE: do(func(ctx context.Context, args []string) error {
-			value, err := readValue(std, file)
+			value, err := readValue(ctx, std, file)
 			if err != nil {
 				return err
 			}
@@ -219,14 +219,16 @@ func newDLQResend(std Streams) *cobra.Command {
 }
 
 // readValue reads the value that is to be sent, nil if no file is named.
-func readValue(std Streams, file string) ([]byte, error) {
+func readValue(ctx context.Context, std Streams, file string) ([]byte, error) {
 	if file == "" {
 		return nil, nil
 	}
 	var value []byte
 	var err error
 	if file == "-" {
-		value, err = io.ReadAll(std.In)
+		if value, err = io.ReadAll(std.in(ctx)); ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 	} else {
 		value, err = os.ReadFile(file) //nolint:gosec // the user names the file
 	}

@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -330,6 +332,53 @@ func TestOperateInterrupted(t *testing.T) {
 		if code != 1 || stdout.Len() > 0 || stderr.String() != "packship: stopped by a signal\n" {
 			t.Errorf("%v: exit code %d, stdout %q, stderr %q", args, code, stdout.String(), stderr.String())
 		}
+	}
+}
+
+// forgotten is an input to which nothing comes before somebody loses patience.
+type forgotten struct{ stop func() }
+
+func (f forgotten) Read([]byte) (int, error) {
+	f.stop()
+	time.Sleep(time.Hour)
+	return 0, io.EOF
+}
+
+// TestInputInterrupted ends commands that wait for what is to be typed.
+func TestInputInterrupted(t *testing.T) {
+	t.Setenv("PACKSHIP_KAFKA_BROKERS", "127.0.0.1:9092")
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"pack", "--dry-run", "-"}, "packship: pack: stopped by a signal\n"},
+		{[]string{"redrive", "--corrections", "-"}, "packship: stopped by a signal\n"},
+		{[]string{"dlq", "resend", "0/0", "--value", "-"}, "packship: stopped by a signal\n"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, stop := context.WithCancelCause(t.Context())
+			var stderr bytes.Buffer
+			in := forgotten{func() { stop(errors.New("stopped by a signal")) }}
+			if code := Main(ctx, tt.args, Streams{In: in, Out: io.Discard, Err: &stderr}); code != 1 || stderr.String() != tt.want {
+				t.Errorf("%v: exit code %d, stderr %q", tt.args, code, stderr.String())
+			}
+			time.Sleep(2 * time.Hour) // the input comes to its end
+		})
+	}
+}
+
+// TestDryRunInterrupted does not read a file to its end for nobody.
+func TestDryRunInterrupted(t *testing.T) {
+	ctx, stop := context.WithCancelCause(t.Context())
+	reported := 0
+	out := writer(func(p []byte) {
+		reported += bytes.Count(p, []byte("\n"))
+		stop(errors.New("stopped by a signal"))
+	})
+	var stderr bytes.Buffer
+	code := Main(ctx, []string{"pack", "--dry-run", file(t, "o.jsonl", strings.Repeat("x\n", 100))}, Streams{Out: out, Err: &stderr})
+	if code != 1 || stderr.String() != "packship: pack: stopped by a signal\n" || reported != 1 {
+		t.Errorf("exit code %d, %d lines reported, stderr %q", code, reported, stderr.String())
 	}
 }
 

@@ -113,14 +113,15 @@ func (p *packer) run(ctx context.Context, files []string) error {
 			break
 		}
 	}
+	var failed error
 	if p.out != nil {
-		failed := p.out.close()
-		if errors.Is(err, errStuck) {
-			err = cmp.Or(failed, context.Cause(ctx))
-		} else {
-			err = errors.Join(err, failed)
-		}
+		failed = p.out.close()
 		p.report.Produced = p.out.produced()
+	}
+	if errors.Is(err, errStuck) || err != nil && ctx.Err() != nil {
+		err = cmp.Or(failed, context.Cause(ctx))
+	} else {
+		err = errors.Join(err, failed)
 	}
 	bar.close()
 	if err == nil {
@@ -164,9 +165,9 @@ func sizeOf(files []string) (int, error) {
 // read sees a file through.
 func (p *packer) read(ctx context.Context, file string, bar *progress) error {
 	name := file
-	in := p.std.In
+	var in io.Reader
 	if file == "-" {
-		name = "stdin"
+		name, in = "stdin", p.std.in(ctx)
 	} else {
 		f, err := os.Open(file) //nolint:gosec // the user names the file
 		if err != nil {
@@ -182,6 +183,9 @@ func (p *packer) read(ctx context.Context, file string, bar *progress) error {
 	for line, err := range opened.Lines() {
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		if err := p.take(ctx, name, line); err != nil {
 			return err

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"io"
 	"math"
 	"os"
 	"text/tabwriter"
@@ -66,7 +67,7 @@ Only the orders in it are sent then.`,
 }
 
 // parse turns what was written into a filter.
-func (f *redriveFlags) parse(std Streams) error {
+func (f *redriveFlags) parse(ctx context.Context, std Streams) error {
 	now := time.Now()
 	var err error
 	if f.since != "" {
@@ -100,8 +101,10 @@ func (f *redriveFlags) parse(std Streams) error {
 	if f.corrections == "" {
 		return nil
 	}
-	in := std.In
-	if f.corrections != "-" {
+	var in io.Reader
+	if f.corrections == "-" {
+		in = std.in(ctx)
+	} else {
 		file, err := os.Open(f.corrections)
 		if err != nil {
 			return usagef("--corrections: %v", err)
@@ -110,6 +113,9 @@ func (f *redriveFlags) parse(std Streams) error {
 		in = file
 	}
 	table, err := pack.Read(in)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if err != nil {
 		return usagef("--corrections: %v", err)
 	}
@@ -120,7 +126,7 @@ func (f *redriveFlags) parse(std Streams) error {
 }
 
 func redrive(ctx context.Context, std Streams, f *redriveFlags) error {
-	if err := f.parse(std); err != nil {
+	if err := f.parse(ctx, std); err != nil {
 		return err
 	}
 	return withOperator(ctx, std, app.LoadWithoutToken, func(ctx context.Context, o *operate.Operator, s *app.Settings) error {
