@@ -16,11 +16,7 @@ import (
 // withOperator connects to Kafka, looks whether packship's topics are there, and
 // does the work. It gives up with one clear error if no broker can be used.
 func withOperator(ctx context.Context, std Streams, load func() (app.Settings, error), work func(context.Context, *operate.Operator, *app.Settings) error) (err error) {
-	defer func() {
-		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-			err = context.Cause(ctx) // and not what it was doing
-		}
-	}()
+	defer func() { err = interrupted(ctx, err) }()
 	settings, err := load()
 	if err != nil {
 		return err
@@ -34,6 +30,15 @@ func withOperator(ctx context.Context, std Streams, load func() (app.Settings, e
 		return err
 	}
 	return work(ctx, operate.New(&settings, k, &meter{w: std.Err, terminal: isTerminal(std.Err)}), &settings)
+}
+
+// interrupted returns why a work has ended, if it was broken off, and not what it
+// was doing.
+func interrupted(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // loadKafka loads the settings of a command that needs only Kafka.

@@ -321,9 +321,13 @@ func TestOperateInterrupted(t *testing.T) {
 	if code, _, stderr := packship(t, env, "", "topics", "create", "--partitions", "1", "--replication", "1"); code != 0 {
 		t.Fatal(stderr)
 	}
-	for _, args := range [][]string{{"replay", "--from", "first"}, {"redrive"}, {"trace", "1"}, {"dlq", "list"}} {
+	for _, args := range [][]string{{"replay", "--from", "first"}, {"redrive"}, {"trace", "1"}, {"dlq", "list"}, {"topics"}, {"topics", "create"}} {
 		ctx, stop := context.WithCancelCause(t.Context())
-		cluster.ControlKey(int16(kmsg.ListOffsets), func(kmsg.Request) (kmsg.Response, error, bool) {
+		request := kmsg.ListOffsets
+		if args[0] == "topics" {
+			request = kmsg.Metadata
+		}
+		cluster.ControlKey(int16(request), func(kmsg.Request) (kmsg.Response, error, bool) {
 			stop(errors.New("stopped by a signal"))
 			return nil, nil, false
 		})

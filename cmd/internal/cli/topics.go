@@ -110,8 +110,9 @@ func withKafka(ctx context.Context, work func(context.Context, *app.Kafka) error
 	}
 	k := app.NewKafka(&settings, nil, settings.Topics()...)
 	defer k.Close()
-	if err := k.Connect(ctx); err != nil {
-		return err
+	err = k.Connect(ctx)
+	if err == nil {
+		err = work(ctx, k)
 	}
-	return work(ctx, k)
+	return interrupted(ctx, err)
 }
