@@ -156,6 +156,11 @@ func TestScript(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	for _, sample := range s.samples {
+		if strings.ContainsAny(sample.key, "[] ") {
+			t.Errorf("an event has the key %q", sample.key)
+		}
+	}
 }
 
 func TestShow(t *testing.T) {

@@ -136,7 +136,7 @@ func (s *script) invalid() {
 func (s *script) malformed() {
 	s.samples = append(s.samples, sample{key: "nonsense", value: []byte("{this is no JSON"), expect: expectDeadLetter})
 	p := parcel(s.id())
-	p["tid"] = json.RawMessage("3.9e18") // as a spreadsheet spoils it
+	p["tid"] = json.Number("3.9e18") // as a spreadsheet spoils it
 	s.add(expectDeadLetter, p)
 }
 
