@@ -26,6 +26,8 @@ type selection struct {
 	// reasons and classes are those of all failures, also of what the filter
 	// does not mean.
 	reasons, classes map[string]bool
+	// told are the events whose failures were read.
+	told map[schema.EventHash]bool
 	// newest has, by order, the newest failure of everything that is to be
 	// shipped, also of what the filter does not mean.
 	newest map[order][]failure
@@ -110,6 +112,9 @@ func (s *selection) findPlace(ctx context.Context) (err error) {
 func (s *selection) findFailures(ctx context.Context) error {
 	seen := map[string]bool{}
 	err := s.readAll(ctx, s.settings.TopicFailed, func(rec *schema.Record) error {
+		if event, ok := rec.Header("in_reply_to"); ok {
+			s.told[eventOf(event, string(rec.Key))] = true
+		}
 		var r schema.Result
 		if json.Unmarshal(rec.Value, &r) != nil || r.ResultID == "" || r.Failure == nil || seen[r.ResultID] {
 			return nil //nolint:nilerr // not an event of packship's, or an old acquaintance
@@ -247,7 +252,7 @@ func (s *selection) findWaiting(ctx context.Context) error {
 			return nil
 		}
 		switch st := s.memory.Look(&p.Shipment, p.EventID); {
-		case st.State != schema.StateSettled:
+		case st.State != schema.StateSettled, st.Verdict == schema.Failed && !s.told[eventOf(p.EventID, p.TID)]: // or has failed meanwhile
 			s.repacked[of] = append(s.repacked[of], items{p.IsSplit, p.SubTID})
 		case st.Verdict == schema.Shipped: // which perhaps nobody has been told yet
 			s.shipped[of] = append(s.shipped[of], schema.Result{IsSplit: p.IsSplit, SubTID: p.SubTID, Source: schema.Source{EventID: p.EventID}})
