@@ -98,8 +98,11 @@ func (m *meter) End() {
 	}
 }
 
-// costs says what calls come to.
-func costs(calls, points int64, seconds float64) string {
+// ownPace is the pace of calls that nothing else holds back.
+const ownPace = "the rate of the account"
+
+// costs says what calls come to at a pace.
+func costs(calls, points int64, seconds float64, pace string) string {
 	if calls == 0 {
 		return "no calls, no points"
 	}
@@ -107,7 +110,7 @@ func costs(calls, points int64, seconds float64) string {
 	if took >= 10*time.Second {
 		took = took.Round(time.Second)
 	}
-	return fmt.Sprintf("%s, at most %s, %s at the rate of the account", counted(calls, "call", "calls"), counted(points, "point", "points"), took)
+	return fmt.Sprintf("%s, at most %s, %s at %s", counted(calls, "call", "calls"), counted(points, "point", "points"), took, pace)
 }
 
 // counted writes a number of things.

@@ -200,6 +200,7 @@ func TestOperateStory(t *testing.T) {
 	match("redrive, dry", must("", "redrive"),
 		`^REASON +CLASS +FOUND +TO SEND +REFUSED$`, `^waybill_already_used +waybill_rejected +1 +1 +0$`,
 		`^1 order to send: 1 call, at most 1 point, 100ms at the rate of the account$`, `^nothing was sent; --execute sends them$`)
+	match("redrive slowly", must("", "redrive", "--rate", "0.01"), `^1 order to send: 1 call, at most 1 point, 100ms at the rate of the account and of --rate$`)
 	match("redrive", must("tid,out_sid\n2000003,SF0000000000033\n", "redrive", "--corrections", "-", "--rate", "0", "--execute"), `^sent 1 of 1 order: `)
 	match("redrive again", must("", "redrive", "--execute"),
 		`^1 +sent +it was sent again already, and waits or is answered$`, `^order 2000003 +sent`, `^nothing is sent: the failure is refused$`)

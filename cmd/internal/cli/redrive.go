@@ -144,7 +144,11 @@ func redrive(ctx context.Context, std Streams, f *redriveFlags) error {
 		if f.asJSON {
 			err = writeJSON(std.Out, plan)
 		} else {
-			err = showRedrive(std, plan)
+			pace := ownPace
+			if f.rateGiven && f.filter.PerSecond > 0 {
+				pace += " and of --rate"
+			}
+			err = showRedrive(std, plan, pace)
 		}
 		if failed != nil {
 			return failed
@@ -172,7 +176,7 @@ func byUrgency(orders []operate.RedriveOrder) []operate.RedriveOrder {
 	return append(urgent, over...)
 }
 
-func showRedrive(std Streams, p *operate.Redrive) error {
+func showRedrive(std Streams, p *operate.Redrive, pace string) error {
 	w := tabwriter.NewWriter(std.Out, 0, 0, 2, ' ', 0)
 	if p.Found > 0 {
 		row(w, "REASON\tCLASS\tFOUND\tTO SEND\tREFUSED")
@@ -206,7 +210,7 @@ func showRedrive(std Streams, p *operate.Redrive) error {
 	if p.Damaged != "" {
 		std.err("packship: the ledger is damaged: %s; what was packed before and has no record will not be called for, but fails as outcome_unknown\n", p.Damaged)
 	}
-	cost := costs(p.Calls, p.Points, p.Seconds)
+	cost := costs(p.Calls, p.Points, p.Seconds, pace)
 	switch {
 	case p.Found == 0:
 		std.out("no failed order fits\n")

@@ -176,7 +176,7 @@ func showPlan(std Streams, p *operate.Plan) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	std.out("\n%s\n", costs(p.Calls, p.Points, p.Seconds))
+	std.out("\n%s\n", costs(p.Calls, p.Points, p.Seconds, ownPace))
 	std.out("downstream: %s\n", downstream(p))
 	return nil
 }
