@@ -353,6 +353,43 @@ func TestRedriveParts(t *testing.T) {
 	w.verify()
 }
 
+// TestFollower tells which of two failures of some of the same items is later,
+// also if both are of one millisecond, as those are that need no call.
+func TestFollower(t *testing.T) {
+	const early, late = "2026-11-24T12:00:00.000Z", "2026-11-24T12:00:00.001Z"
+	failed := func(id, at string, sub ...string) schema.Result {
+		r := schema.Result{ResultID: id, OccurredAt: at, ShopID: "1", TID: "2", SubTID: sub}
+		if len(sub) > 0 {
+			r.IsSplit = 1
+		}
+		return r
+	}
+	for name, tt := range map[string]struct {
+		read []schema.Result
+		want []string // the follower of each
+	}{
+		"a part later":           {[]schema.Result{failed("a", early), failed("b", late, "7")}, []string{"b", ""}},
+		"read the other way":     {[]schema.Result{failed("a", late), failed("b", early, "7")}, []string{"", "a"}},
+		"at the same time":       {[]schema.Result{failed("a", early), failed("b", early, "7")}, []string{"b", ""}},
+		"others":                 {[]schema.Result{failed("a", early, "7"), failed("b", late, "8")}, []string{"", ""}},
+		"the same, then another": {[]schema.Result{failed("a", early, "7"), failed("b", early, "7", "8"), failed("c", early, "7")}, []string{"c", "c", ""}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := selection{newest: map[order][]failure{}}
+			var got []string
+			for i := range tt.read {
+				s.follow(&tt.read[i])
+			}
+			for i := range tt.read {
+				got = append(got, s.follower(&tt.read[i]))
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 // during does something when a part of a work begins.
 type during struct {
 	silent

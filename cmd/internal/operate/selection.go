@@ -70,23 +70,31 @@ type failure struct {
 	resultID, at string
 }
 
-// follow notes a failure, if it is the newest of its part.
+// follow notes a failure, if it is the newest of its part. Those of an order
+// stay as they were read, which tells two of one millisecond apart.
 func (s *selection) follow(r *schema.Result) {
 	f := failure{partOf(r), itemsOf(r), r.ResultID, r.OccurredAt}
 	of := s.newest[orderOf(r)]
-	if i := slices.IndexFunc(of, func(x failure) bool { return x.part == f.part }); i < 0 {
-		s.newest[orderOf(r)] = append(of, f)
-	} else if f.at >= of[i].at {
-		of[i] = f
+	if i := slices.IndexFunc(of, func(x failure) bool { return x.part == f.part }); i >= 0 {
+		if f.at < of[i].at {
+			return
+		}
+		of = slices.Delete(of, i, i+1)
 	}
+	s.newest[orderOf(r)] = append(of, f)
 }
 
 // follower returns the result of a later failure of some of the same items, "" if
 // there is none.
 func (s *selection) follower(r *schema.Result) string {
-	p, what := partOf(r), itemsOf(r)
+	p, what, passed := partOf(r), itemsOf(r), false
 	for _, f := range s.newest[orderOf(r)] {
-		if f.part == p && f.resultID != r.ResultID || f.part != p && f.at > r.OccurredAt && f.items.overlap(what) {
+		switch {
+		case f.part == p && f.resultID != r.ResultID:
+			return f.resultID
+		case f.part == p:
+			passed = true
+		case f.items.overlap(what) && (f.at > r.OccurredAt || f.at == r.OccurredAt && passed):
 			return f.resultID
 		}
 	}
