@@ -361,6 +361,10 @@ func (o *Operator) Undo(ctx context.Context, file string) (moved []Move, err err
 		if !ok {
 			continue
 		}
+		if before > p.End {
+			return nil, refuse("replay: by %s the group stood at %d in partition %d, which ends at %d: the topic was made again or cut off since, so that nothing was moved; plan a replay with --from instead",
+				file, before, p.Partition, p.End)
+		}
 		offsets[p.Partition] = before
 		moved = append(moved, Move{Partition: p.Partition, Now: p.at, From: before, First: p.First, End: p.End})
 	}

@@ -231,6 +231,13 @@ func TestReplayMoves(t *testing.T) {
 	if _, err := New(&other, w.kafka, nil).Undo(t.Context(), file); err == nil || !strings.Contains(err.Error(), "is about group") {
 		t.Errorf("another group's file: %v", err)
 	}
+	foreign := fmt.Sprintf(`{"group":%q,"topic":%q,"offsets":{"0":9,"1":4},"moved":{"0":0,"1":0}}`, w.settings.KafkaGroupID, w.settings.TopicPacked)
+	if err := os.WriteFile(file, []byte(foreign), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = o.Undo(t.Context(), file)
+	refused("a file of a longer log", "stood at 9 in partition 0, which ends at 4", err)
+	at("not beyond the end", 4, 4, 4)
 	if err := os.WriteFile(file, []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
