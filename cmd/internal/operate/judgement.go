@@ -173,7 +173,7 @@ func (s *selection) event(c *candidate, original *schema.Record) (*schema.Record
 		return nil, RefusedSuperseded, "by result " + s.follower(r)
 	case s.sent[r.ResultID]:
 		return nil, RefusedSent, ""
-	case slices.ContainsFunc(s.repacked[orderOf(r)], itemsOf(r).overlap):
+	case slices.ContainsFunc(s.repacked[orderOf(r)], func(p schema.Shipment) bool { return overlap(&p, &was) }):
 		return nil, RefusedSuperseded, "by a packed event that waits in " + s.settings.TopicPacked
 	case c.row != nil && c.row.used > 1:
 		return nil, RefusedAmbiguous, fmt.Sprintf("line %d", c.row.line)
@@ -242,7 +242,7 @@ func decodeOriginal(original *schema.Record, r *schema.Result) (*schema.Packed, 
 // one would, in whole or in part, and by what.
 func (s *selection) covered(p *schema.Packed) (by string, ok bool) {
 	for _, r := range s.shipped[order{p.ShopID, p.TID}] {
-		if itemsOf(&r).overlap(items{p.IsSplit, p.SubTID}) {
+		if of := itemsOf(&r); overlap(&of, &p.Shipment) {
 			if r.ResultID == "" {
 				return "event " + r.Source.EventID, true
 			}

@@ -176,7 +176,7 @@ func (o *Operator) PlanRedrive(ctx context.Context, f RedriveFilter) (*Redrive, 
 	}
 	s := &selection{
 		Operator: o, filter: f, orders: orders, plan: &Redrive{perSecond: f.PerSecond, Refusals: []RedriveRefusal{}, Orders: []RedriveOrder{}, Unmatched: []UnmatchedLine{}},
-		reasons: map[string]bool{}, classes: map[string]bool{}, told: map[schema.EventHash]bool{}, newest: map[order][]failure{}, sent: map[string]bool{}, repacked: map[order][]items{}, chosen: map[schema.Key]bool{}, alike: map[string]map[part]bool{},
+		reasons: map[string]bool{}, classes: map[string]bool{}, told: map[schema.EventHash]bool{}, newest: map[order][]failure{}, sent: map[string]bool{}, repacked: map[order][]schema.Shipment{}, chosen: map[schema.Key]bool{}, alike: map[string]map[part]bool{},
 	}
 	for _, step := range []func(context.Context) error{s.findPlace, s.findFailures, s.knowWords, s.findShipped, s.findStanding, s.findWaiting, s.judge, s.mayShare} {
 		if err := step(ctx); err != nil {

@@ -36,7 +36,7 @@ type selection struct {
 	// sent are the failed results whose event waits in the packed topic, and
 	// repacked what waits there in any event, by order.
 	sent     map[string]bool
-	repacked map[order][]items
+	repacked map[order][]schema.Shipment
 	place    []position // of the group when the planning began
 	memory   *ledger.Reader
 	chosen   map[schema.Key]bool
@@ -50,23 +50,15 @@ type part [16]byte
 // order is an order of a shop.
 type order struct{ shop, tid string }
 
-// items are what of an order is to be shipped.
-type items struct {
-	split int
-	sub   []string
-}
-
-func itemsOf(r *schema.Result) items { return items{r.IsSplit, r.SubTID} }
-
-// overlap reports whether both ship some item of their order.
-func (i items) overlap(other items) bool {
-	return i.split == 0 || other.split == 0 || slices.ContainsFunc(i.sub, func(id string) bool { return slices.Contains(other.sub, id) })
+// itemsOf returns what of its order a result is about, under whatever waybill.
+func itemsOf(r *schema.Result) schema.Shipment {
+	return schema.Shipment{ShopID: r.ShopID, TID: r.TID, Split: fmt.Sprint(r.IsSplit), SubTID: r.SubTID}
 }
 
 // failure is the newest of a part.
 type failure struct {
 	part         part
-	items        items
+	items        schema.Shipment
 	resultID, at string
 }
 
@@ -94,7 +86,7 @@ func (s *selection) follower(r *schema.Result) string {
 			return f.resultID
 		case f.part == p:
 			passed = true
-		case f.items.overlap(what) && (f.at > r.OccurredAt || f.at == r.OccurredAt && passed):
+		case overlap(&f.items, &what) && (f.at > r.OccurredAt || f.at == r.OccurredAt && passed):
 			return f.resultID
 		}
 	}
@@ -102,8 +94,14 @@ func (s *selection) follower(r *schema.Result) string {
 }
 
 func partOf(r *schema.Result) part {
-	s := schema.Shipment{ShopID: r.ShopID, TID: r.TID, Split: fmt.Sprint(r.IsSplit), SubTID: r.SubTID}
+	s := itemsOf(r)
 	return part(s.Key())
+}
+
+// overlap reports whether both ship some item of their order.
+func overlap(a, b *schema.Shipment) bool {
+	_, ok := a.Overlaps(b)
+	return ok
 }
 
 func orderOf(r *schema.Result) order { return order{r.ShopID, r.TID} }
@@ -261,7 +259,7 @@ func (s *selection) findWaiting(ctx context.Context) error {
 		}
 		switch st := s.memory.Look(&p.Shipment, p.EventID); {
 		case st.State != schema.StateSettled, st.Verdict == schema.Failed && !s.told[eventOf(p.EventID, p.TID)]: // or has failed meanwhile
-			s.repacked[of] = append(s.repacked[of], items{p.IsSplit, p.SubTID})
+			s.repacked[of] = append(s.repacked[of], p.Shipment)
 		case st.Verdict == schema.Shipped: // which perhaps nobody has been told yet
 			s.shipped[of] = append(s.shipped[of], schema.Result{IsSplit: p.IsSplit, SubTID: p.SubTID, Source: schema.Source{EventID: p.EventID}})
 		}
