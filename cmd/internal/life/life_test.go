@@ -166,6 +166,23 @@ func TestStanding(t *testing.T) {
 			h.settle(parcel("A", "1"), "e", nil)
 			h.packed(parcel("B", "2"), "e2", 0)
 		}, "2 parcels: 1 shipped, 1 waiting. waybill B: waits in partition 3 of packed with 0 records before it; see on /api/status that a replica is active"},
+		"failed whole, shipped in parts": {func(h *history) {
+			h.settle(a, "e", refusal())
+			h.settle(parcel("B", "1"), "e2", nil)
+			h.settle(parcel("C", "2"), "e3", nil)
+		}, "2 parcels: 2 shipped; nothing to do"},
+		"failed whole, then a part failed": {func(h *history) {
+			h.settle(a, "e", refusal())
+			h.settle(parcel("B", "1"), "e2", &schema.Failure{Reason: "waybill_expired", Redrivable: true})
+		}, "failed at 2026-11-24T12:00:04.000Z with waybill_expired: no advice is known; when that is done run `packship redrive --tid " + tid + " --execute`"},
+		"failed in a part, waits as a whole": {func(h *history) {
+			h.settle(parcel("A", "1"), "e", refusal())
+			h.packed(b, "e2", 1)
+		}, "waits in partition 3 of packed with 1 record before it; see on /api/status that a replica is active"},
+		"other items failed": {func(h *history) {
+			h.settle(parcel("A", "1"), "e", refusal())
+			h.settle(parcel("B", "2"), "e2", nil)
+		}, "2 parcels: 1 shipped, 1 failed. waybill A: failed at 2026-11-24T12:00:02.000Z with waybill_already_used: Get a new waybill; or send it corrected with `packship redrive --tid " + tid + " --set out_sid=WAYBILL --execute`"},
 		"forgotten and shipped": {func(h *history) {
 			h.packed(a, "e", -1)
 			h.publish(h.outcome(a, "e", nil, false), "e")

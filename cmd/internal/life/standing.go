@@ -16,15 +16,19 @@ func (t *teller) judge() {
 		s := &t.Shipments[i]
 		s.Standing = s.sentence()
 	}
-	for _, p := range t.parts() {
-		best := p.best()
+	parts := t.parts()
+	for _, p := range parts {
+		best, by := p.best(), p.replaced(parts)
 		for _, s := range p {
-			if s.State == StateFailed && best.State == StateShipped {
+			switch {
+			case s.State == StateFailed && best.State == StateShipped:
 				s.Standing = fmt.Sprintf("failed at %s, and what it was to ship was shipped with waybill %s; nothing to do", s.last.OccurredAt, best.OutSID)
+			case by != nil:
+				s.Standing = fmt.Sprintf("failed at %s, and what it was to ship was packed again in other parcels, one of them with waybill %s; nothing to do for this one", s.last.OccurredAt, by.OutSID)
 			}
 		}
 	}
-	t.Standing = t.sentence()
+	t.Standing = t.sentence(slices.DeleteFunc(parts, func(p part) bool { return p.replaced(parts) != nil }))
 }
 
 // sentence says where a shipment stands and what to do.
@@ -43,7 +47,7 @@ func (s *Shipment) sentence() string {
 	case StateOpen:
 		return fmt.Sprintf("waits to be called for: its last attempt, at %s, reached nothing (%s); packship tries again by itself, and /api/status says what holds it up", clock(s.at), cmp.Or(s.why, "no reason given"))
 	case StateWaiting:
-		return fmt.Sprintf("waits in partition %d of %s with %d records before it; see on /api/status that a replica is active", s.waiting.partition, s.waiting.topic, s.waiting.ahead)
+		return fmt.Sprintf("waits in partition %d of %s with %s before it; see on /api/status that a replica is active", s.waiting.partition, s.waiting.topic, records(s.waiting.ahead))
 	default:
 		return "packed, but neither ledger nor results know of it: it is older than they remember, or its shop belongs to another deployment; look it up at the platform before anything is sent"
 	}
@@ -67,7 +71,7 @@ func (s *Shipment) failed() string {
 	}
 	switch {
 	case s.waiting != nil:
-		return fmt.Sprintf("%s, and was sent again: event %s waits in partition %d with %d records before it", what, s.waiting.event, s.waiting.partition, s.waiting.ahead)
+		return fmt.Sprintf("%s, and was sent again: event %s waits in partition %d with %s before it", what, s.waiting.event, s.waiting.partition, records(s.waiting.ahead))
 	case f.MaybeShipped:
 		return fmt.Sprintf("%s, and may be shipped all the same: look it up at the platform, and only if it is not shipped run `packship redrive --tid %s --force --execute`", what, s.last.TID)
 	case len(broken) > 0:
@@ -81,6 +85,14 @@ func (s *Shipment) failed() string {
 	default:
 		return fmt.Sprintf("%s: %s; sending it again does not help", what, advice(f))
 	}
+}
+
+// records writes a number of them.
+func records(n int64) string {
+	if n == 1 {
+		return "1 record"
+	}
+	return fmt.Sprintf("%d records", n)
 }
 
 // correction is what has to be set for an event to be worth another call, "" if
@@ -103,8 +115,8 @@ func advice(f *schema.Failure) string {
 	return strings.TrimRight(cmp.Or(strings.TrimSpace(f.Advice), "no advice is known"), ".")
 }
 
-// sentence says where the whole order stands.
-func (t *teller) sentence() string {
+// sentence says where the whole order stands, by the parts that count.
+func (t *teller) sentence(parts []part) string {
 	if len(t.Timeline) == 0 {
 		return "nothing is known of order " + t.TID
 	}
@@ -112,7 +124,6 @@ func (t *teller) sentence() string {
 		m := t.Timeline[len(t.Timeline)-1]
 		return fmt.Sprintf("a record that seems to be about the order is no packed event (%s) and lies in the dead letters: see `packship dlq show %d/%d`", m.Why, m.Partition, m.Offset)
 	}
-	parts := t.parts()
 	if len(parts) == 1 {
 		return parts[0].sentence()
 	}
@@ -184,6 +195,25 @@ func weight(s State) int {
 	default:
 		return 0
 	}
+}
+
+// replaced returns what was packed, in other parcels, of the same items after the
+// part had failed, nil if nothing was.
+func (p part) replaced(parts []part) *Shipment {
+	best := p.best()
+	if best.State != StateFailed {
+		return nil
+	}
+	for _, other := range parts {
+		o := other.best()
+		if _, same := o.key.Overlaps(&best.key); !same || o == best || o.key.Order() != best.key.Order() {
+			continue
+		}
+		if o.State == StateShipped || o.State == StateWaiting || o.at.After(best.at) {
+			return o
+		}
+	}
+	return nil
 }
 
 // twice reports whether the part was shipped under more than one waybill.
