@@ -31,11 +31,11 @@ func (f *oneFamily) dialContext(ctx context.Context, _, addr string) (net.Conn, 
 			return conn, err
 		}
 	}
-	conn, err := f.try(ctx, "tcp4", addr)
+	conn, err := f.try(ctx, chosen, "tcp4", addr)
 	if err == nil {
 		return conn, nil
 	}
-	conn, other := f.try(ctx, "tcp6", addr)
+	conn, other := f.try(ctx, chosen, "tcp6", addr)
 	if other != nil && noAddress(other) {
 		return nil, err
 	}
@@ -43,18 +43,25 @@ func (f *oneFamily) dialContext(ctx context.Context, _, addr string) (net.Conn, 
 }
 
 // try makes a connection in half the time that there is, and if it can has all
-// others made likewise.
-func (f *oneFamily) try(ctx context.Context, network, addr string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout/2)
+// others made likewise. Where another dial has chosen meanwhile, that stands.
+func (f *oneFamily) try(ctx context.Context, before, network, addr string) (net.Conn, error) {
+	limited, cancel := context.WithTimeout(ctx, dialTimeout/2)
 	defer cancel()
-	conn, err := f.dial(ctx, network, addr)
+	conn, err := f.dial(limited, network, addr)
 	if err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.chosen = network
-	return conn, nil
+	if f.chosen == before {
+		f.chosen = network
+	}
+	chosen := f.chosen
+	f.mu.Unlock()
+	if chosen == network {
+		return conn, nil
+	}
+	_ = conn.Close() // nothing was sent on it
+	return f.dial(ctx, chosen, addr)
 }
 
 // noAddress reports whether a dial has failed because the name has no address of

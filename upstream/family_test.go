@@ -5,7 +5,11 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // TestOneFamily dials again and again, where some addresses of a name answer and
@@ -63,6 +67,41 @@ func TestOneFamily(t *testing.T) {
 			}
 		})
 	}
+}
+
+// familyConn is a connection that knows what it was made by.
+type familyConn struct {
+	net.Conn
+	network string
+}
+
+// What is sent by IPv4 is lost for the first of two dials, so that it goes on to
+// IPv6. By then the other one has made its connection.
+func TestOneFamilyOfTwoDials(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lost atomic.Bool
+		f := oneFamily{dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			if network == "tcp4" && lost.CompareAndSwap(false, true) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			conn, _ := net.Pipe()
+			return &familyConn{conn, network}, nil
+		}}
+		var dials sync.WaitGroup
+		for i := range 3 {
+			dials.Go(func() {
+				time.Sleep(time.Duration(i) * dialTimeout / 4)
+				conn, err := f.dialContext(t.Context(), "tcp", "api.example:80")
+				if err != nil {
+					t.Errorf("dial %d: %v", i, err)
+				} else if c, ok := conn.(*familyConn); !ok || c.network != "tcp4" {
+					t.Errorf("dial %d: not connected by tcp4, as another is", i)
+				}
+			})
+		}
+		dials.Wait()
+	})
 }
 
 // TestNoAddress asks the real dialer for families that an address is not of.
