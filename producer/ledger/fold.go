@@ -21,8 +21,8 @@ import (
 //	released   attempts were made, all of them known not to have been executed,
 //	           or in doubt; the next intent gets it, in the same round
 //	held       an attempt holds it
-//	failed     the round has ended with a failure; an intent for an event that no
-//	           round has answered opens the next one
+//	failed     the round has ended with a failure; an intent opens the next one,
+//	           which is made for an event that no round is known to have answered
 //	shipped    for good
 //
 // What a record does:
@@ -43,10 +43,12 @@ import (
 // answered, and what is in doubt.
 //
 // An intent fits if it was made for the state it
-// meets: it names the round that it opens or joins, it knows of a doubt that
-// there is, and its event has not been answered. Without that an outcome that
-// was composed beforehand could carry the id of another round, or forget the
-// doubt.
+// meets: it names the round that it opens or joins, and it knows of a doubt that
+// there is. Without that an outcome that was composed beforehand could carry the
+// id of another round, or forget the doubt. Whether its event has been answered is
+// for its writer to look at before: who knows the round has read what the rounds
+// before it have answered, unless that has expired. Then some still know it and
+// some do not, and if the fold asked, they would not agree on the holder.
 //
 // Doubt means that an attempt has an unknown outcome. It comes with a takeover,
 // with a failure that says so, or with an intent whose writer knew; it is never
@@ -226,7 +228,7 @@ func (f *fold) intent(e *entry) bool {
 	default:
 		o = &open{round: e.Round}
 	}
-	if e.Round != o.round || o.doubt && !e.Doubt || len(o.answered) > 0 && o.answers(e.hash()) != 0 {
+	if e.Round != o.round || o.doubt && !e.Doubt {
 		return false
 	}
 	if f.open[e.key] == nil {

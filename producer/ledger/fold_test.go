@@ -223,6 +223,7 @@ func TestFold(t *testing.T) {
 		{
 			name: "failed", log: []string{"intent A e1 r1", "failed A"}, show: "answer @101 r1 | open r2 a1",
 			becomes: map[string]string{
+				"intent C e1 r2":       "answer @101 r1 | held by C r2 a1", // of one for whom the answer has expired
 				"intent C e2 r2":       "answer @101 r1 | held by C r2 a1",
 				"intent C e2 r2 doubt": "answer @101 r1 | held by C r2 a1 doubt",
 				"shipped A r1":         "answer @102 r1",
@@ -266,6 +267,7 @@ func TestFold(t *testing.T) {
 			name: "released in the second round",
 			log:  []string{"intent B e1 r1", "failed B", "intent A e2 r2", "release A"}, show: "answer @101 r1 | open r2 a1",
 			becomes: map[string]string{
+				"intent C e1 r2":       "answer @101 r1 | held by C r2 a1", // of one for whom the answer has expired
 				"intent C e2 r2":       "answer @101 r1 | held by C r2 a1",
 				"intent C e2 r2 doubt": "answer @101 r1 | held by C r2 a1 doubt",
 				"shipped A r1":         "answer @104 r1",
