@@ -40,7 +40,9 @@ import (
 // So then an intent fits in whatever round it is, a takeover holds, and a failure
 // ends the round of an attempt whose intent is gone. Without that who reads the
 // log later would forget what those still know who read all of it: what has been
-// answered, and what is in doubt.
+// answered, and what is in doubt. And an intent of a first round that does not fit
+// begins anew where what is known is as old as the horizon: those who know it forget
+// it a little later than the log does.
 //
 // An intent fits if it was made for the state it
 // meets: it names the round that it opens or joins, and it knows of a doubt that
@@ -67,6 +69,8 @@ type fold struct {
 	// lease is how long after a holder's record was read its attempt may still
 	// take effect.
 	lease time.Duration
+	// horizon is how long the log keeps records at least, 0 if that is not known.
+	horizon time.Duration
 
 	// open has the shipments that are held or released.
 	open map[schema.Key]*open
@@ -209,14 +213,34 @@ func (f *fold) apply(e *entry) bool {
 }
 
 func (f *fold) intent(e *entry) bool {
+	o := f.joins(e)
+	if o == nil && e.Round == 1 && f.mayHaveExpired(e) {
+		delete(f.open, e.key)
+		o = &open{round: 1}
+	}
+	if o == nil {
+		return false
+	}
+	if f.open[e.key] == nil {
+		f.forget(e.key)
+		delete(f.cooling, e.key)
+		f.open[e.key] = o
+	}
+	o.doubt = e.Doubt
+	f.hold(o, e)
+	return true
+}
+
+// joins returns the round that an intent joins or opens, nil if it does not fit.
+func (f *fold) joins(e *entry) *open {
 	o := f.open[e.key]
 	switch d, at, settled := f.settled(e.key); {
 	case o != nil && (o.holder != "" || o.released == e.Attempt):
 		// A released attempt is over: what comes late is a copy of its intent.
-		return false
+		return nil
 	case o != nil:
 	case settled && !at.failed():
-		return false
+		return nil
 	case settled:
 		failed := d.failed[e.key]
 		o = &open{
@@ -229,16 +253,25 @@ func (f *fold) intent(e *entry) bool {
 		o = &open{round: e.Round}
 	}
 	if e.Round != o.round || o.doubt && !e.Doubt {
+		return nil
+	}
+	return o
+}
+
+// mayHaveExpired reports whether what is known of a shipment is so old that the
+// writer of a record may have begun to read the log behind it. It goes by days,
+// like [fold.expire]. So with a horizon of few of them it would be true of what is
+// young, too, and is never.
+func (f *fold) mayHaveExpired(e *entry) bool {
+	if f.horizon < 48*time.Hour {
 		return false
 	}
-	if f.open[e.key] == nil {
-		f.forget(e.key)
-		delete(f.cooling, e.key)
-		f.open[e.key] = o
+	before := dayOf(earlier(e.time, e.read).Add(-f.horizon))
+	if o := f.open[e.key]; o != nil {
+		return o.day <= before
 	}
-	o.doubt = e.Doubt
-	f.hold(o, e)
-	return true
+	d, _, settled := f.settled(e.key)
+	return settled && d.n <= before
 }
 
 func (f *fold) takeover(e *entry) bool {

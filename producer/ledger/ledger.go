@@ -132,7 +132,9 @@ func New(cfg Config) (*Ledger, error) {
 	// Clocks may run at rates that differ by a percent.
 	lease := (cfg.StartBy + cfg.CallTimeout + cfg.Settle) * 101 / 100
 	for n := range cfg.Partitions {
-		l.partitions = append(l.partitions, newPartition(n, lease, cfg.Charged))
+		p := newPartition(n, lease, cfg.Charged)
+		p.fold.horizon = cfg.Horizon
+		l.partitions = append(l.partitions, p)
 		l.stored = append(l.stored, newReadAhead())
 	}
 	l.behind.Store(int32(cfg.Partitions)) //nolint:gosec // a partition count

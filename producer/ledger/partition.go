@@ -199,7 +199,9 @@ func (p *partition) reset(next int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.begun++
+	horizon := p.fold.horizon
 	p.fold = newFold(p.fold.lease)
+	p.fold.horizon = horizon
 	p.charges.restart()
 	p.recent = recent{}
 	p.metas = metas{}
