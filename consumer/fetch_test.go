@@ -1,0 +1,79 @@
+package consumer
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/segmentio/kafka-go/protocol"
+	"github.com/segmentio/kafka-go/protocol/fetch"
+
+	"packship/schema"
+)
+
+// An answer may hold the end of one transaction and the next of the same producer.
+// Only what stands before the marker was taken back.
+func TestDropAborted(t *testing.T) {
+	const none, first, second = -1, 7, 8 // producers
+	batch := func(producer int64, attributes protocol.Attributes, offsets ...int64) *protocol.RecordBatch {
+		var records []protocol.Record
+		for _, offset := range offsets {
+			records = append(records, protocol.Record{Offset: offset, Value: protocol.NewBytes([]byte("v"))})
+		}
+		return &protocol.RecordBatch{Attributes: attributes, ProducerID: producer, BaseOffset: offsets[0], Records: protocol.NewRecordReader(records...)}
+	}
+	marker := func(producer, offset int64) *protocol.ControlBatch {
+		return &protocol.ControlBatch{Attributes: protocol.Control | protocol.Transactional, ProducerID: producer, BaseOffset: offset}
+	}
+	for name, tt := range map[string]struct {
+		aborted []fetch.ResponseTransaction
+		parts   []protocol.RecordReader
+		want    []int64
+		next    int64
+	}{
+		"committed after it": {
+			[]fetch.ResponseTransaction{{ProducerID: first, FirstOffset: 10}},
+			[]protocol.RecordReader{batch(first, protocol.Transactional, 10, 11), marker(first, 12), batch(first, protocol.Transactional, 13, 14), marker(first, 15)},
+			[]int64{13, 14},
+			15,
+		},
+		"committed before it": {
+			[]fetch.ResponseTransaction{{ProducerID: first, FirstOffset: 12}},
+			[]protocol.RecordReader{batch(first, protocol.Transactional, 10), marker(first, 11), batch(first, protocol.Transactional, 12), marker(first, 13)},
+			[]int64{10},
+			11,
+		},
+		"twice, and listed the other way round": {
+			[]fetch.ResponseTransaction{{ProducerID: first, FirstOffset: 14}, {ProducerID: first, FirstOffset: 8}},
+			[]protocol.RecordReader{batch(first, protocol.Transactional, 10), marker(first, 11), batch(first, protocol.Transactional, 12), marker(first, 13), batch(first, protocol.Transactional, 14), marker(first, 15), batch(none, 0, 16)},
+			[]int64{12, 16},
+			17,
+		},
+		"among those of others": {
+			[]fetch.ResponseTransaction{{ProducerID: first, FirstOffset: 10}},
+			[]protocol.RecordReader{batch(first, protocol.Transactional, 10), batch(second, protocol.Transactional, 11), marker(second, 12), batch(none, 0, 13), batch(first, protocol.Transactional, 14), marker(first, 15)},
+			[]int64{11, 13},
+			14,
+		},
+		"and nothing else": {
+			[]fetch.ResponseTransaction{{ProducerID: first, FirstOffset: 3}},
+			[]protocol.RecordReader{batch(first, protocol.Transactional, 9, 10, 19)},
+			nil, 20,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stream := &protocol.RecordStream{Records: tt.parts}
+			if err := dropAborted(stream, tt.aborted); err != nil {
+				t.Fatal(err)
+			}
+			f := &Fetched{asked: 10, records: stream, highWatermark: 100}
+			var got []int64
+			next, err := f.Each(func(rec *schema.Record) error {
+				got = append(got, rec.Offset)
+				return nil
+			})
+			if err != nil || !slices.Equal(got, tt.want) || next != tt.next {
+				t.Errorf("got %v, then %d, %v; want %v, then %d", got, next, err, tt.want, tt.next)
+			}
+		})
+	}
+}
