@@ -25,7 +25,7 @@ type Ledger interface {
 	// previous attempt was answered, as far as this process knows.
 	Claim(ctx context.Context, s *schema.Shipment, eventID, prev, answer string) (schema.Hold, bool, error)
 	// Release says that the hold's attempt has certainly shipped nothing, and
-	// what it has cost all the same.
+	// what it has cost all the same. If it fails it goes on in the background.
 	Release(ctx context.Context, s *schema.Shipment, h schema.Hold, why string, paid schema.Charge) error
 	// Settle appends the outcome of a hold and waits until it has read it. The
 	// outcome that counts is the one that Stored returns afterwards; it may be

@@ -384,13 +384,13 @@ func (s *Shipper) conclude(ctx context.Context, o *order, hold schema.Hold, answ
 	}
 }
 
-// release gives the shipment back after a call that has shipped nothing.
+// release gives the shipment back after a call that has shipped nothing. What was
+// paid is the ledger's to keep from then on, also where that goes on in the
+// background.
 func (s *Shipper) release(ctx context.Context, o *order, hold schema.Hold, answer schema.Answer) error {
-	if err := s.cfg.Ledger.Release(ctx, &o.Shipment, hold, answer.Reason, o.paid); err != nil {
-		return err
-	}
+	paid := o.paid
 	o.paid = schema.Charge{}
-	return nil
+	return s.cfg.Ledger.Release(ctx, &o.Shipment, hold, answer.Reason, paid)
 }
 
 // answerOf says what the API answered to an attempt that is to be followed up, ""

@@ -32,6 +32,7 @@ type memoryLedger struct {
 	// beforeClaim runs before a claim is decided, as a rival that is faster.
 	beforeClaim func()
 	settleErr   error
+	releaseErr  error // of the next release, which goes on in the background
 	// parts and doubtful are the other shipments of the order.
 	parts, doubtful []schema.Shipment
 	// parcel is another order with the same waybill number, and parcelOf the
@@ -156,7 +157,9 @@ func (l *memoryLedger) Release(_ context.Context, _ *schema.Shipment, h schema.H
 	}
 	l.paid = append(l.paid, paid)
 	l.note("release: %s", why)
-	return nil
+	err := l.releaseErr
+	l.releaseErr = nil
+	return err
 }
 
 func (l *memoryLedger) Settle(ctx context.Context, _ *schema.Shipment, event string, h schema.Hold, o schema.Settlement) error {
@@ -573,6 +576,24 @@ func TestShipperTellsWhatWasPaid(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestShipperTellsOnceWhatWasPaid: a release that is not known to stand in the
+// ledger is brought there in the background, with what was paid.
+func TestShipperTellsOnceWhatWasPaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turnedAway, shipped := later, yes
+		turnedAway.Charge = schema.Charge{Account: "north", Points: 2}
+		shipped.Charge = schema.Charge{Account: "north", Points: 1}
+		b := newBench(nil, turnedAway, shipped)
+		b.ledger.releaseErr = errors.New("the log was cut off")
+		if err := b.handle(t, t.Context(), "E1"); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]schema.Charge{turnedAway.Charge, shipped.Charge}, b.ledger.paid); diff != "" {
+			t.Errorf("paid (-want +got):\n%s", diff)
+		}
+	})
 }
 
 // TestShipperTellsWhatWasAnswered: what the API said to an attempt whose outcome is
