@@ -63,7 +63,7 @@ func (l *Ledger) outcomeAt(ctx context.Context, p *partition, key schema.Key, of
 // as long as ctx lives. The error wraps errGone if there is no such record.
 func (l *Ledger) recordAt(ctx context.Context, p *partition, offset int64) (stored, error) {
 	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
-		r, err := l.stored[p.n].get(ctx, offset, func(from int64) (batch, error) {
+		r, err := l.stored[p.n].get(ctx, p.reading().begun, offset, func(from int64) (batch, error) {
 			return l.fetch(ctx, p.n, from)
 		})
 		if err == nil || errors.Is(err, errGone) {
@@ -125,8 +125,10 @@ type readAhead struct {
 // readAheadChunks bounds what a partition keeps to as many MiB.
 const readAheadChunks = 3
 
-// chunk has the records of shipments from one offset of the log up to another.
+// chunk has the records of shipments from one offset of the log up to another, as
+// it was when it had been begun so often.
 type chunk struct {
+	begun      int
 	from, next int64
 	records    map[int64]stored
 }
@@ -147,21 +149,22 @@ func (r *stored) outcomeOf(shipment string) ([]byte, error) {
 
 func newReadAhead() *readAhead { return &readAhead{turn: make(chan struct{}, 1)} }
 
-// get returns the record at an offset.
-func (r *readAhead) get(ctx context.Context, offset int64, fetch func(from int64) (batch, error)) (stored, error) {
+// get returns the record at an offset of the log that has been begun so often: what
+// was kept of the one before is not of this one.
+func (r *readAhead) get(ctx context.Context, begun int, offset int64, fetch func(from int64) (batch, error)) (stored, error) {
 	select {
 	case r.turn <- struct{}{}:
 		defer func() { <-r.turn }()
 	case <-ctx.Done():
 		return stored{}, context.Cause(ctx)
 	}
-	c := r.find(offset)
+	c := r.find(begun, offset)
 	if c == nil {
 		b, err := fetch(offset)
 		if err != nil {
 			return stored{}, err
 		}
-		c = chunkOf(offset, b)
+		c = chunkOf(begun, offset, b)
 		r.chunks = append([]*chunk{c}, r.chunks[:min(len(r.chunks), readAheadChunks-1)]...)
 	}
 	record, ok := c.records[offset]
@@ -172,9 +175,9 @@ func (r *readAhead) get(ctx context.Context, offset int64, fetch func(from int64
 }
 
 // find returns the chunk that has an offset, and moves it to the front.
-func (r *readAhead) find(offset int64) *chunk {
+func (r *readAhead) find(begun int, offset int64) *chunk {
 	for i, c := range r.chunks {
-		if c.from <= offset && offset < c.next {
+		if c.begun == begun && c.from <= offset && offset < c.next {
 			copy(r.chunks[1:i+1], r.chunks[:i])
 			r.chunks[0] = c
 			return c
@@ -183,8 +186,8 @@ func (r *readAhead) find(offset int64) *chunk {
 	return nil
 }
 
-func chunkOf(from int64, b batch) *chunk {
-	c := &chunk{from: from, next: b.next, records: make(map[int64]stored, len(b.records))}
+func chunkOf(begun int, from int64, b batch) *chunk {
+	c := &chunk{begun: begun, from: from, next: b.next, records: make(map[int64]stored, len(b.records))}
 	for _, f := range b.records {
 		if r, err := decode(f.value); err == nil && len(f.key) > 0 {
 			c.records[f.offset] = stored{shipment: string(f.key), outcome: r.Outcome}

@@ -263,7 +263,7 @@ func TestStoredOfAnother(t *testing.T) {
 		shipment string
 		want     error
 	}{{10, "k", nil}, {10, "other", errGone}, {11, "k", errGone}, {9, "k", errGone}} {
-		record, err := r.get(t.Context(), tt.offset, func(int64) (batch, error) { return b, nil })
+		record, err := r.get(t.Context(), 1, tt.offset, func(int64) (batch, error) { return b, nil })
 		var got []byte
 		if err == nil {
 			got, err = record.outcomeOf(tt.shipment)
@@ -328,6 +328,35 @@ func TestExpiredRounds(t *testing.T) {
 			if got := r.Look(doubtful, "e2"); got.State != schema.StateHeld || got.Holder != open.Attempt || got.Round != 2 {
 				t.Errorf("%s: what is under way: got %+v, want held by %s in round 2", r.self, got, open.Attempt)
 			}
+		}
+	})
+}
+
+// TestStoredAfterTheLogWasMadeAnew has outcomes stand where others stood in the log
+// that was read before. What is kept of that is not theirs.
+func TestStoredAfterTheLogWasMadeAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", 1, TopicConfig(testHorizon))
+		r := start(t, b, "ledger", "a", onePartition)
+		p := r.partitions[0]
+		readBack := func(s *schema.Shipment, want schema.Outcome) {
+			t.Helper()
+			p.mu.Lock()
+			p.recent = recent{}
+			p.mu.Unlock()
+			wantStored(t, r, s, "e1", want)
+		}
+		readBack(shipment(1), settle(t, r, shipment(1), "e1", claim(t, r, shipment(1), "e1", ""), nil))
+
+		b.Delete(t, "ledger")
+		b.Create(t, "ledger", 1, TopicConfig(testHorizon))
+		if err := r.CatchUp(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		readBack(shipment(2), settle(t, r, shipment(2), "e1", claim(t, r, shipment(2), "e1", ""), nil))
+		if _, held, err := r.Claim(t.Context(), shipment(2), "e2", "", ""); held || err != nil {
+			t.Errorf("claimed what is shipped: %v, %v", held, err)
 		}
 	})
 }
