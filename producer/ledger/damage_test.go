@@ -317,6 +317,24 @@ func TestCutOffUnseen(t *testing.T) {
 	})
 }
 
+// A record that was appended while the log was begun once more lies where it may.
+func TestCutOffIsOfOneReading(t *testing.T) {
+	p := newPartition(0, testLease, nil)
+	p.skip(10)
+	before := p.reading()
+	if !p.cutOff(before, 9) || p.cutOff(before, 10) {
+		t.Error("a record before what was read must lie in the place of another, and only such a one")
+	}
+	p.reset(0)
+	if p.cutOff(before, 9) {
+		t.Error("what was read before the log was begun once more counts")
+	}
+	p.lose()
+	if p.cutOff(p.reading(), -1) {
+		t.Error("what is known to be lost counts once more")
+	}
+}
+
 // TestDeletedBeforeRead has records deleted that a slow process has yet to read.
 func TestDeletedBeforeRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
