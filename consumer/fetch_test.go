@@ -77,3 +77,20 @@ func TestDropAborted(t *testing.T) {
 		})
 	}
 }
+
+// An answer whose batches all lie before the offset that was asked for is stepped
+// over, but never beyond the end of the log: the next order will stand there.
+func TestFetchedStaysWithinTheLog(t *testing.T) {
+	for highWatermark, want := range map[int64]int64{10: 10, 11: 11} {
+		f := &Fetched{asked: 10, highWatermark: highWatermark, records: &protocol.RecordStream{Records: []protocol.RecordReader{
+			&protocol.RecordBatch{BaseOffset: 8, Records: protocol.NewRecordReader(protocol.Record{Offset: 8}, protocol.Record{Offset: 9})},
+		}}}
+		next, err := f.Each(func(rec *schema.Record) error {
+			t.Errorf("got offset %d", rec.Offset)
+			return nil
+		})
+		if err != nil || next != want {
+			t.Errorf("where the log ends at %d: got %d, %v, want %d", highWatermark, next, err, want)
+		}
+	}
+}
