@@ -91,6 +91,8 @@ func (l *Ledger) searchAll(ctx context.Context, partitions []*partition, tid str
 func (l *Ledger) search(ctx context.Context, p *partition, tid string, read func(records int)) ([]Step, error) {
 	prefix := schema.TIDPrefix(tid)
 	fold := newFold(0)
+	fold.horizon = l.cfg.Horizon
+	now := time.Now()
 	var steps []Step
 	err := l.sweep(ctx, p, func(b batch) error {
 		for _, f := range b.records {
@@ -105,7 +107,7 @@ func (l *Ledger) search(ctx context.Context, p *partition, tid string, read func
 			}
 			step := Step{
 				Time: f.time, Partition: p.n, Offset: f.offset, Kind: string(r.Kind), Shipment: s,
-				Counts:  fold.apply(&entry{record: r, key: key, offset: f.offset, time: f.time}),
+				Counts:  fold.apply(&entry{record: r, key: key, offset: f.offset, time: f.time, read: now}),
 				Attempt: r.Attempt, Prev: r.Prev, Event: r.Event, Round: r.Round, Doubt: r.Doubt, Uncalled: r.Uncalled, Why: r.Why,
 			}
 			if r.Kind == kindOutcome {

@@ -181,7 +181,8 @@ func TestReaderKnowsDamage(t *testing.T) {
 }
 
 // TestReaderForgets has a Reader forget what the horizon has passed, although the
-// log still holds the records.
+// log still holds the records. What it is asked to tell of them begins anew where
+// an attempt was made by a writer that had forgotten them, too.
 func TestReaderForgets(t *testing.T) {
 	b := brokertest.Fake(t)
 	topic := b.Topic(t, 1, map[string]string{"retention.ms": "-1", "message.timestamp.type": "CreateTime"})
@@ -223,19 +224,33 @@ func TestReaderForgets(t *testing.T) {
 	now := time.Now()
 	write(now.Add(-2*testHorizon), nil, record{Kind: kindMeta, Meta: &meta{Version: version, Partitions: 1, Horizon: testHorizon.String(), Epoch: "e"}})
 	ship(1, now.Add(-testHorizon-48*time.Hour))
+	ship(4, now.Add(-testHorizon-48*time.Hour))
 	ship(2, now.Add(-testHorizon+48*time.Hour))
 	ship(3, now)
+	ship(1, now)
 	r := reader(t, b, topic, one)
 	if err := r.Load(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for n, want := range map[int]bool{1: false, 2: true, 3: true} {
+	for n, want := range map[int]bool{4: false, 2: true, 3: true, 1: true} {
 		if got := r.Shipped(shipment(n)); got != want {
 			t.Errorf("shipment %d: shipped %t, want %t", n, got, want)
 		}
 	}
 	if why := r.Damaged(); why != "" {
 		t.Errorf("damaged: %s", why)
+	}
+	steps, err := r.History(t.Context(), shipment(1).TID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, s := range steps {
+		if !s.Counts {
+			t.Errorf("record %d of its history, an %s of %s, does not count", i, s.Kind, s.Time)
+		}
+	}
+	if len(steps) != 4 {
+		t.Errorf("%d records in its history, want 4", len(steps))
 	}
 }
 
