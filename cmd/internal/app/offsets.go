@@ -118,7 +118,7 @@ func (k *Kafka) Put(ctx context.Context, group, topic string, places map[int]Pla
 			if errors.Is(p.Error, kafka.GroupAuthorizationFailed) {
 				return fmt.Errorf("offsets: move group %s: %w", group, k.forGroup(p.Error, group))
 			}
-			return fmt.Errorf("offsets: move group %s in partition %d: %w; stop all replicas first", group, p.Partition, p.Error)
+			return fmt.Errorf("offsets: move group %s in partition %d: %w; if it has members, stop them first", group, p.Partition, p.Error)
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -51,6 +52,12 @@ const goodOrder = `{"shop_id":"s1","tid":"123456789","out_sid":"SF1234567890123"
 
 func TestExitCodes(t *testing.T) {
 	orders := file(t, "o.jsonl", goodOrder)
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close() //nolint:errcheck // nobody connects
+	taken := listener.Addr().String()
 	tests := map[string]struct {
 		env            map[string]string
 		args           []string
@@ -101,7 +108,9 @@ func TestExitCodes(t *testing.T) {
 		"pack unset":     {nil, []string{"pack", orders}, 2, `^$`, `PACKSHIP_KAFKA_BROKERS is not set`},
 		"fault":          {nil, []string{"simulate", "--fault", "{kind: nonsense}"}, 2, `^$`, `^packship: --fault`},
 		"fault field":    {nil, []string{"simulate", "--fault", "{kind: hang, when: now}"}, 2, `^$`, `^packship: --fault .*yaml: unmarshal errors: line 1: field when not found\n$`},
-		"rate":           {nil, []string{"simulate", "--rate", "-5", "--addr", "nowhere"}, 2, `^$`, `^packship: --rate -5: give the calls in any second, or -1 for no limit\n$`},
+		"rate":           {nil, []string{"simulate", "--rate", "-5"}, 2, `^$`, `^packship: --rate -5: give the calls in any second, or -1 for no limit\n$`},
+		"address":        {nil, []string{"simulate", "--addr", "nowhere"}, 2, `^$`, `^packship: --addr "nowhere": give host:port, such as 127.0.0.1:8090\n$`},
+		"taken address":  {nil, []string{"simulate", "--addr", taken}, 1, `^$`, `^packship: simulate: .*address already in use; give another --addr\n$`},
 		"scenario":       {nil, []string{"simulate", "--scenario", "/nonexistent"}, 2, `^$`, `^packship: --scenario: open /nonexistent`},
 		"scenario field": {nil, []string{"simulate", "--scenario", file(t, "s.yaml", "foo: 1\nbar: 2\n")}, 2, `^$`, `^packship: --scenario .*: line 1: field foo not found; line 2: field bar not found\n$`},
 	}

@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"fmt"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -60,6 +62,9 @@ called.`,
 func (s *simulation) options(fixed bool) (upstreamtest.Options, error) {
 	options := upstreamtest.Defaults()
 	options.AutoCreate = true
+	if _, _, err := net.SplitHostPort(s.addr); err != nil {
+		return options, usagef("--addr %q: give host:port, such as 127.0.0.1:8090", s.addr)
+	}
 	if s.scenario != "" {
 		f, err := os.Open(s.scenario)
 		if err != nil {
@@ -119,7 +124,7 @@ func (s *simulation) serve(ctx context.Context, std Streams, options upstreamtes
 	sim := upstreamtest.New(options)
 	url, err := sim.Start(s.addr) //nolint:contextcheck // it lives until Close
 	if err != nil {
-		return err
+		return fmt.Errorf("simulate: %w; give another --addr", err)
 	}
 	std.err("the simulated shipping API listens; set PACKSHIP_UPSTREAM_URL=%s%s\n", url, upstreamtest.SendPath)
 	<-ctx.Done()
