@@ -135,8 +135,9 @@ func TestProcessFrozenAmidCalls(t *testing.T) {
 	if thorough() {
 		rounds = 12
 	}
-	active, standby := x.run(), x.run()
+	active := x.run()
 	active.await("its gate", active.sends)
+	standby := x.run()
 	standby.await("its being ready", func() bool { return standby.status().Ready })
 	for range rounds {
 		before := x.sim.Stats().Calls
