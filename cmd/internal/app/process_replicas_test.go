@@ -159,8 +159,8 @@ func TestProcessFrozenAmidCalls(t *testing.T) {
 	peak := x.sim.Stats().MaxInAnySecond
 	t.Logf("frozen amid calls: %d times, %d orders, %d calls, %d repeats, %d violations, at most %d calls in a second of %d (%d calls given up, seed %d)",
 		rounds, v.orders, v.calls, v.repeats, len(v.violations), peak, rate, v.slow, x.seed)
-	if v.repeats-v.slow > rounds {
-		t.Errorf("%d calls repeated without having been given up, want at most the one that was under way each time", v.repeats-v.slow)
+	if v.repeats-v.slow > rounds*rate { // usually one, but a busy machine may be a second behind with what it writes down
+		t.Errorf("%d calls repeated without having been given up, want at most those that were under way each time", v.repeats-v.slow)
 	}
 }
 
