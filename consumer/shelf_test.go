@@ -147,9 +147,7 @@ func TestShelfTakesOrdersThatWaitAlready(t *testing.T) {
 		await(t, "the window to be full", func() bool { began, _ := h.count(); return began == window })
 		h.block("parked")
 		h.awaitSettled(t, 50)
-		if st := r.c.Status().Partitions[0]; st.Shelved != window+5 {
-			t.Errorf("%d orders are on the shelf, want %d", st.Shelved, window+5)
-		}
+		await(t, "all of the shop to be on the shelf", func() bool { return r.c.Status().Partitions[0].Shelved == window+5 })
 		close(turn)
 		h.unblock("parked")
 		w.awaitCommit(0, window+55)
