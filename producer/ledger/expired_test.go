@@ -100,6 +100,9 @@ func TestFoldAgreesOnWhatHasExpired(t *testing.T) {
 			if !old.knows(foldKey) {
 				t.Fatal("it has forgotten the shipment")
 			}
+			if read(old, "intent C e3 r9", now) {
+				t.Fatal("an attempt of a later round was taken for the first of a new story")
+			}
 			for _, f := range []*fold{old, later} {
 				if !read(f, "intent C e3 r1", now) {
 					t.Error("the attempt was not taken")

@@ -178,6 +178,10 @@ func caseQuota(t *testing.T) {
 	r.eventually("halted", func() bool { return r.c.Status().Accounts[0].Reason == "call_quota_exhausted" })
 	r.eventually("the calls under way are answered", func() bool { return w.sim.Stats().InFlight == 0 })
 	r.eventually("what was shipped is published", func() bool { return r.c.Status().Counts.Shipped == left })
+	r.eventually("the oldest order to wait", func() bool {
+		o := r.c.Status().OldestOrder
+		return o != nil && o.Standing == "waits because its account default is halted: call quota exhausted"
+	})
 	calls := w.sim.Stats().Calls
 	if got := r.c.Status().Counts; got.Shipped != left || got.Failed != 0 || calls > left+w.settings.MaxInFlight {
 		t.Errorf("%+v after %d calls, want %d shipped and the rest held", got, calls, left)

@@ -179,6 +179,12 @@ func TestStanding(t *testing.T) {
 			h.settle(parcel("A", "1"), "e", refusal())
 			h.packed(b, "e2", 1)
 		}, "waits in partition 3 of packed with 1 record before it; see on /api/status that a replica is active"},
+		"failed in one shop, shipped in another": {func(h *history) {
+			h.settle(a, "e", refusal())
+			elsewhere := parcel("B", "1")
+			elsewhere.ShopID = "elsewhere"
+			h.settle(elsewhere, "e2", nil)
+		}, "2 parcels: 1 shipped, 1 failed. waybill A: failed at 2026-11-24T12:00:02.000Z with waybill_already_used: Get a new waybill; or send it corrected with `packship redrive --tid " + tid + " --set out_sid=WAYBILL --execute`"},
 		"other items failed": {func(h *history) {
 			h.settle(parcel("A", "1"), "e", refusal())
 			h.settle(parcel("B", "2"), "e2", nil)
@@ -206,6 +212,18 @@ func TestStanding(t *testing.T) {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
 		})
+	}
+}
+
+// TestStandingOfReplaced says of a failed shipment that its items are on their way
+// in another.
+func TestStandingOfReplaced(t *testing.T) {
+	h := newHistory(t)
+	h.settle(parcel("A"), "e", refusal())
+	h.settle(parcel("B", "1"), "e2", nil)
+	const want = "failed at 2026-11-24T12:00:02.000Z, and what it was to ship was packed again in other parcels, one of them with waybill B; nothing to do for this one"
+	if got := Tell(h.found).Shipments[0].Standing; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 
