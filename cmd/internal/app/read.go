@@ -165,12 +165,16 @@ func (k *Kafka) Members(ctx context.Context) ([]string, error) {
 }
 
 // patiently tries until it works, ctx ends, or Kafka has failed for as long as a
-// command waits for it. What no waiting mends is not tried again.
+// command waits for it. What no waiting mends is not tried again. Whatever a try
+// says that is broken off, the error is that of ctx: where kafka-go splits a
+// request, a part that was broken off fails with Kafka's UNKNOWN.
 func patiently(ctx context.Context, try func() error) error {
 	last := time.Now().Add(patience)
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		err := try()
 		switch {
+		case err != nil && errors.Is(ctx.Err(), context.Canceled):
+			return ctx.Err()
 		case err == nil, ctx.Err() != nil, !time.Now().Before(last),
 			errors.Is(err, kafka.UnknownTopicOrPartition), errors.Is(err, kafka.TopicAuthorizationFailed), errors.Is(err, kafka.GroupAuthorizationFailed):
 			return err

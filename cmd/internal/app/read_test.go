@@ -1,6 +1,7 @@
 package app
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -121,5 +122,23 @@ func deleteRecords(t *testing.T, brokers []string, topic string, partition int32
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestReadBrokenOff ends a read between the requests into which kafka-go splits
+// it: one is answered, the next fails as if Kafka did not know why.
+func TestReadBrokenOff(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	tries := 0
+	err := patiently(ctx, func() error {
+		tries++
+		stop()
+		return kafka.Unknown
+	})
+	if !errors.Is(err, context.Canceled) || tries != 1 {
+		t.Errorf("got %v after %d tries, want the end of the context after one", err, tries)
+	}
+	if err := patiently(ctx, func() error { return nil }); err != nil {
+		t.Errorf("a try that worked before it was broken off: %v", err)
 	}
 }
