@@ -74,6 +74,7 @@ var quiet = slog.New(slog.DiscardHandler)
 type brake struct {
 	kafka.RoundTripper
 	held    atomic.Pointer[chan struct{}]
+	stopped sync.Map // by partition: that a fetch was held up
 	fetches atomic.Int32
 	looks   atomic.Int32 // for the ends of partitions
 }
@@ -88,10 +89,18 @@ func (b *brake) hold() (release func()) {
 	}
 }
 
+// await waits until a fetch of a partition is held up: none is under way any more.
+func (b *brake) await(partition int) {
+	for _, ok := b.stopped.Load(partition); !ok; _, ok = b.stopped.Load(partition) {
+		time.Sleep(time.Millisecond)
+	}
+}
+
 func (b *brake) RoundTrip(ctx context.Context, addr net.Addr, req kafka.Request) (kafka.Response, error) {
-	if _, ok := req.(*fetch.Request); ok {
+	if req, ok := req.(*fetch.Request); ok {
 		b.fetches.Add(1)
 		if held := b.held.Load(); held != nil {
+			b.stopped.Store(int(req.Topics[0].Partitions[0].Partition), true)
 			select {
 			case <-*held:
 			case <-ctx.Done():
@@ -975,6 +984,7 @@ func TestRefresh(t *testing.T) {
 		s = shipment(1)
 		s.OutSID = waybill
 		settle(t, a, s, "e1", claim(t, a, s, "e1", ""), refusal())
+		other.brake.await(other.partition(s).n)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
