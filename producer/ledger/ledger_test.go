@@ -75,6 +75,7 @@ type brake struct {
 	kafka.RoundTripper
 	held    atomic.Pointer[chan struct{}]
 	stopped sync.Map // by partition: that a fetch was held up
+	behind  atomic.Bool // the leader is new, and does not know yet how far others have read
 	fetches atomic.Int32
 	looks   atomic.Int32 // for the ends of partitions
 }
@@ -106,6 +107,10 @@ func (b *brake) RoundTrip(ctx context.Context, addr net.Addr, req kafka.Request)
 			case <-ctx.Done():
 				return nil, ctx.Err()
 			}
+		}
+		if b.behind.Load() {
+			time.Sleep(fetchWait)
+			return &fetch.Response{Topics: []fetch.ResponseTopic{{Partitions: make([]fetch.ResponsePartition, 1)}}}, nil
 		}
 	}
 	if _, ok := req.(*listoffsets.Request); ok {

@@ -116,19 +116,23 @@ func (l *Ledger) OtherGroup(ctx context.Context, s *schema.Shipment, mark string
 	if own == 0 || !ok {
 		return "", nil
 	}
-	foreign := make(map[*partition]int64) // an order may be in any partition
+	type standing struct {
+		begun  int
+		offset int64
+	}
+	foreign := make(map[*partition]standing) // an order may be in any partition
 	for _, p := range l.partitions {
-		known, ok := p.parcel(w)
+		known, begun, ok := p.parcel(w)
 		switch {
 		case !ok:
 		case known.group == own:
 			return "", nil
 		default:
-			foreign[p] = known.offset
+			foreign[p] = standing{begun, known.offset}
 		}
 	}
-	for p, offset := range foreign {
-		other, ok, err := l.shipmentAt(ctx, p, offset)
+	for p, at := range foreign {
+		other, ok, err := l.shipmentAt(ctx, p, at.begun, at.offset)
 		if err != nil {
 			return "", fmt.Errorf("ledger: other orders with waybill %s: %w", s.OutSID, err)
 		}
@@ -140,9 +144,11 @@ func (l *Ledger) OtherGroup(ctx context.Context, s *schema.Shipment, mark string
 	return "", nil
 }
 
-// parcel returns what is remembered of a waybill number.
-func (p *partition) parcel(w waybill) (known parcel, ok bool) {
+// parcel returns what is remembered of a waybill number, by the log that has been
+// begun so often.
+func (p *partition) parcel(w waybill) (known parcel, begun int, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.fold.parcels.find(w)
+	known, ok = p.fold.parcels.find(w)
+	return known, p.begun, ok
 }

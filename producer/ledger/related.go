@@ -91,13 +91,13 @@ func (l *Ledger) InDoubt(ctx context.Context, s *schema.Shipment) ([]schema.Ship
 func (l *Ledger) others(ctx context.Context, s *schema.Shipment, wanted func(related) bool) (others []schema.Shipment, err error) {
 	p := l.partition(s)
 	p.mu.Lock()
-	found := p.fold.related(s.Key())
+	found, begun := p.fold.related(s.Key()), p.begun
 	p.mu.Unlock()
 	for _, r := range found {
 		if !wanted(r) {
 			continue
 		}
-		other, ok, err := l.shipmentAt(ctx, p, r.offset)
+		other, ok, err := l.shipmentAt(ctx, p, begun, r.offset)
 		if err != nil {
 			return nil, fmt.Errorf("ledger: other shipments of order %s: %w", s.TID, err)
 		}
@@ -109,10 +109,10 @@ func (l *Ledger) others(ctx context.Context, s *schema.Shipment, wanted func(rel
 	return others, nil
 }
 
-// shipmentAt returns the shipment that the record at an offset is about. It
-// reports false if there is no such record.
-func (l *Ledger) shipmentAt(ctx context.Context, p *partition, offset int64) (s schema.Shipment, ok bool, err error) {
-	r, err := l.recordAt(ctx, p, offset)
+// shipmentAt returns the shipment that the record at an offset is about, of the log
+// that has been begun so often. It reports false if there is no such record.
+func (l *Ledger) shipmentAt(ctx context.Context, p *partition, begun int, offset int64) (s schema.Shipment, ok bool, err error) {
+	r, err := l.recordAt(ctx, p, begun, offset)
 	switch {
 	case errors.Is(err, errGone):
 		return schema.Shipment{}, false, nil

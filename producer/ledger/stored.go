@@ -27,14 +27,14 @@ func (l *Ledger) Stored(ctx context.Context, s *schema.Shipment, event string) (
 	key, hash := s.Key(), schema.HashEvent(eventID(event))
 	p.mu.Lock()
 	st, offset := l.standing(p, key, hash)
-	body := p.recent.byOffset[offset]
+	body, begun := p.recent.byOffset[offset], p.begun
 	p.mu.Unlock()
 	if st.State != schema.StateSettled {
 		return schema.Outcome{}, fmt.Errorf("ledger: outcome of %s: %w", s.TID, ErrNotSettled)
 	}
 	if body == nil {
 		var err error
-		if body, err = l.outcomeAt(ctx, p, key, offset, s.Canonical()); err != nil {
+		if body, err = l.outcomeAt(ctx, p, key, begun, offset, s.Canonical()); err != nil {
 			return schema.Outcome{}, fmt.Errorf("ledger: outcome of %s at offset %d of partition %d: %w", s.TID, offset, p.n, err)
 		}
 	}
@@ -45,27 +45,35 @@ func (l *Ledger) Stored(ctx context.Context, s *schema.Shipment, event string) (
 	return o, nil
 }
 
-// outcomeAt reads the outcome of a shipment from the log.
-func (l *Ledger) outcomeAt(ctx context.Context, p *partition, key schema.Key, offset int64, shipment string) ([]byte, error) {
-	r, err := l.recordAt(ctx, p, offset)
+// outcomeAt reads the outcome of a shipment from the log that has been begun so
+// often.
+func (l *Ledger) outcomeAt(ctx context.Context, p *partition, key schema.Key, begun int, offset int64, shipment string) ([]byte, error) {
+	r, err := l.recordAt(ctx, p, begun, offset)
 	var body []byte
 	if err == nil {
 		body, err = r.outcomeOf(shipment)
 	}
-	if errors.Is(err, errGone) {
+	switch {
+	case errors.Is(err, errGone):
 		l.drop(ctx, p, key, offset)
+		err = fmt.Errorf("%w: %w", ErrNotSettled, err)
+	case errors.Is(err, errAnew):
 		err = fmt.Errorf("%w: %w", ErrNotSettled, err)
 	}
 	return body, err
 }
 
-// recordAt reads the record of a shipment at an offset from the log. It tries for
-// as long as ctx lives. The error wraps errGone if there is no such record.
-func (l *Ledger) recordAt(ctx context.Context, p *partition, offset int64) (stored, error) {
+// recordAt reads the record of a shipment at an offset of the log that has been
+// begun so often. It tries for as long as ctx lives. The error wraps errGone if
+// there is no such record, and errAnew if the log has been begun once more.
+func (l *Ledger) recordAt(ctx context.Context, p *partition, begun int, offset int64) (stored, error) {
 	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
-		r, err := l.stored[p.n].get(ctx, p.reading().begun, offset, func(from int64) (batch, error) {
+		r, err := l.stored[p.n].get(ctx, begun, offset, func(from int64) (batch, error) {
 			return l.fetch(ctx, p.n, from)
 		})
+		if p.reading().begun != begun {
+			return stored{}, errAnew
+		}
 		if err == nil || errors.Is(err, errGone) {
 			return r, err
 		}
@@ -112,6 +120,10 @@ func (p *partition) forget(key schema.Key, offset int64, horizon time.Duration) 
 
 // errGone means that another record, or none, stands where one was read before.
 var errGone = errors.New("the record is no longer there")
+
+// errAnew means that the log was found to be another one than was read, so that
+// an offset of before says nothing.
+var errAnew = errors.New("the log is read from its beginning once more")
 
 // readAhead keeps the records of the last few fetches of a partition.
 type readAhead struct {
@@ -163,6 +175,11 @@ func (r *readAhead) get(ctx context.Context, begun int, offset int64, fetch func
 		b, err := fetch(offset)
 		if err != nil {
 			return stored{}, err
+		}
+		if b.next <= offset {
+			// A leader that is new holds back what it cannot know yet that all
+			// have. That is no sign that the record is gone.
+			return stored{}, errors.New("nothing comes")
 		}
 		c = chunkOf(begun, offset, b)
 		r.chunks = append([]*chunk{c}, r.chunks[:min(len(r.chunks), readAheadChunks-1)]...)

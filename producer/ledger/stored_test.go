@@ -249,6 +249,55 @@ func TestStoredIsPatient(t *testing.T) {
 	}
 }
 
+// TestStoredWhileTheLeaderIsBehind asks for an outcome that stands at the end of the
+// log, of a leader that is new and holds back what it has: a fetch of that brings
+// nothing, and no error.
+func TestStoredWhileTheLeaderIsBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", 1, nil)
+		r := start(t, b, "ledger", "a", onePartition)
+		s := shipment(1)
+		want := settle(t, r, s, "e1", claim(t, r, s, "e1", ""), nil)
+		p := r.partitions[0]
+		p.mu.Lock()
+		p.recent = recent{}
+		p.mu.Unlock()
+		r.brake.behind.Store(true)
+		time.AfterFunc(10*time.Second, func() { r.brake.behind.Store(false) })
+		wantStored(t, r, s, "e1", want)
+		if st := r.Status(); st.Damaged != "" {
+			t.Errorf("damaged: %s", st.Damaged)
+		}
+	})
+}
+
+// TestStoredWhileTheLogIsMadeAnew asks for an outcome that stands behind the end of a
+// log that was made anew.
+func TestStoredWhileTheLogIsMadeAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", 1, nil)
+		r := start(t, b, "ledger", "a", onePartition)
+		s := shipment(1)
+		settle(t, r, s, "e1", claim(t, r, s, "e1", ""), nil)
+		p := r.partitions[0]
+		p.mu.Lock()
+		p.recent = recent{}
+		p.mu.Unlock()
+		b.Delete(t, "ledger")
+		b.Create(t, "ledger", 1, nil)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer cancel()
+		if _, err := r.Stored(ctx, s, "e1"); !errors.Is(err, ErrNotSettled) {
+			t.Errorf("got %v, want that the shipment has to be looked at again", err)
+		}
+		if got := r.Look(s, "e1"); got.State != schema.StateOpen || got.LostBefore.IsZero() {
+			t.Errorf("got %+v, want open, and lost", got)
+		}
+	})
+}
+
 // TestStoredOfAnother sees that a record is not taken for the outcome of another
 // shipment.
 func TestStoredOfAnother(t *testing.T) {
