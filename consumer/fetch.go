@@ -55,6 +55,8 @@ func Fetch(ctx context.Context, client *kafka.Client, topic string, partition in
 	}
 	res, ok := answer.(*fetch.Response)
 	switch {
+	case ok && len(res.Topics) == 0 && res.ThrottleTimeMs > 0:
+		return nil, fmt.Errorf("consumer: fetch: %w", errThrottled)
 	case !ok || len(res.Topics) != 1 || len(res.Topics[0].Partitions) != 1:
 		return nil, fmt.Errorf("consumer: fetch: %w", errNotNamed)
 	case res.ErrorCode != 0:
@@ -73,6 +75,10 @@ func Fetch(ctx context.Context, client *kafka.Client, topic string, partition in
 	}
 	return f, err
 }
+
+// errThrottled means that a broker has answered with nothing, as it does to a client
+// that is over its quota.
+var errThrottled = errors.New("the broker holds its answers back, because this client is over its quota (consumer_byte_rate or request_percentage)")
 
 // Each calls visit for the records at and above the offset that was asked for, in
 // the order of the log. It returns the offset to go on at, also with the error of

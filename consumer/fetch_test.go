@@ -1,9 +1,13 @@
 package consumer
 
 import (
+	"context"
+	"errors"
+	"net"
 	"slices"
 	"testing"
 
+	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
 	"github.com/segmentio/kafka-go/protocol/fetch"
 
@@ -91,6 +95,30 @@ func TestFetchedStaysWithinTheLog(t *testing.T) {
 		})
 		if err != nil || next != want {
 			t.Errorf("where the log ends at %d: got %d, %v, want %d", highWatermark, next, err, want)
+		}
+	}
+}
+
+// answering is a transport that answers every request with itself.
+type answering fetch.Response
+
+func (a *answering) RoundTrip(context.Context, net.Addr, kafka.Request) (kafka.Response, error) {
+	return (*fetch.Response)(a), nil
+}
+
+// An answer that leaves out what was asked for is no answer. One for a client that
+// is over its quota is named as that.
+func TestFetchIsNotAnswered(t *testing.T) {
+	for _, tt := range []struct {
+		answer answering
+		want   error
+	}{
+		{answering{ThrottleTimeMs: 1000}, errThrottled},
+		{answering{}, errNotNamed},
+		{answering{ThrottleTimeMs: 1000, Topics: []fetch.ResponseTopic{{Topic: "t"}}}, errNotNamed},
+	} {
+		if _, err := Fetch(t.Context(), &kafka.Client{Transport: &tt.answer}, "t", 0, 5); !errors.Is(err, tt.want) {
+			t.Errorf("%+v: got %v, want %v", tt.answer, err, tt.want)
 		}
 	}
 }

@@ -76,6 +76,7 @@ type brake struct {
 	held    atomic.Pointer[chan struct{}]
 	stopped sync.Map // by partition: that a fetch was held up
 	behind  atomic.Bool // the leader is new, and does not know yet how far others have read
+	over    atomic.Bool // the client is over its quota
 	fetches atomic.Int32
 	looks   atomic.Int32 // for the ends of partitions
 }
@@ -107,6 +108,9 @@ func (b *brake) RoundTrip(ctx context.Context, addr net.Addr, req kafka.Request)
 			case <-ctx.Done():
 				return nil, ctx.Err()
 			}
+		}
+		if b.over.Load() {
+			return &fetch.Response{ThrottleTimeMs: 1000}, nil
 		}
 		if b.behind.Load() {
 			time.Sleep(fetchWait)

@@ -272,6 +272,27 @@ func TestStoredWhileTheLeaderIsBehind(t *testing.T) {
 	})
 }
 
+// TestOverTheQuota has a broker answer with nothing at all. That is not to be taken
+// for a topic that is missing.
+func TestOverTheQuota(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", 1, nil)
+		r := start(t, b, "ledger", "a", onePartition)
+		r.brake.over.Store(true)
+		time.Sleep(10 * time.Second)
+		if got := r.Status().Failing; !strings.Contains(got, "quota") || strings.Contains(got, "topics create") {
+			t.Errorf("failing: %q", got)
+		}
+		r.brake.over.Store(false)
+		s := shipment(1)
+		wantStored(t, r, s, "e1", settle(t, r, s, "e1", claim(t, r, s, "e1", ""), nil))
+		if got := r.Status().Failing; got != "" {
+			t.Errorf("failing: %q", got)
+		}
+	})
+}
+
 // TestStoredWhileTheLogIsMadeAnew asks for an outcome that stands behind the end of a
 // log that was made anew.
 func TestStoredWhileTheLogIsMadeAnew(t *testing.T) {

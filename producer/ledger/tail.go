@@ -181,6 +181,9 @@ func (l *Ledger) fetchBytes(ctx context.Context, partition int, offset, bytes in
 	})
 	if err == nil {
 		err = res.Error
+	} else if _, unsent := errors.AsType[*protocol.TopicError](err); errors.Is(err, protocol.ErrNoTopic) && !unsent {
+		// The topic is known, or the request would not have been sent.
+		err = errThrottled
 	}
 	if err != nil {
 		return batch{}, fmt.Errorf("ledger: fetch %s/%d at %d: %w", l.cfg.Topic, partition, offset, err)
@@ -223,6 +226,10 @@ func (l *Ledger) fetchBytes(ctx context.Context, partition int, offset, bytes in
 	}
 	return b, nil
 }
+
+// errThrottled means that a broker has answered a fetch with nothing at all, as it
+// does to a client that is over its quota.
+var errThrottled = errors.New("the broker holds its answers back, as for a client that is over its quota")
 
 // arena gives room to the keys and values of a batch. Two allocations for every
 // record would cost as much as reading it does.
@@ -358,6 +365,8 @@ func (c *Config) remedy(err error) string {
 		return "create the topic with `packship topics create`"
 	case errors.Is(err, kafka.TopicAuthorizationFailed):
 		return "grant " + cmp.Or(c.Principal, "this client") + " the right Read on topic " + c.Topic
+	case errors.Is(err, errThrottled):
+		return "raise the quota of " + cmp.Or(c.Principal, "this client") + " (consumer_byte_rate or request_percentage) if it goes on"
 	default:
 		return ""
 	}
