@@ -123,6 +123,10 @@ func errorKind(err error) string {
 	if k, ok := errors.AsType[kafka.Error](err); ok {
 		return "kafka " + strconv.Itoa(int(k))
 	}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		// The text of one that was not answered names the local port.
+		return fmt.Sprintf("lookup %s, unknown %t", dns.Name, dns.IsNotFound)
+	}
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		return op.Op + " " + op.Err.Error()
 	}

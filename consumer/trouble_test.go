@@ -70,9 +70,19 @@ func TestErrorKind(t *testing.T) {
 	if a, b := errorKind(refused(40001)), errorKind(refused(40002)); a != b {
 		t.Errorf("two refused connections differ: %q and %q", a, b)
 	}
+	unresolved := func(port int) error { // as the resolver says that it was not answered
+		return &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{
+			Name: "kafka", Server: "10.0.0.1:53", IsTimeout: true,
+			Err: fmt.Sprintf("read udp 10.0.0.2:%d->10.0.0.1:53: i/o timeout", port),
+		}}
+	}
+	if a, b := errorKind(unresolved(40001)), errorKind(unresolved(40002)); a != b {
+		t.Errorf("two names that were not looked up differ: %q and %q", a, b)
+	}
+	unknown := &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Name: "kafka", Err: "no such host", IsNotFound: true}}
 	kinds := make(map[string]error)
 	for _, err := range []error{
-		refused(1), kafka.NotLeaderForPartition, kafka.UnknownTopicOrPartition, context.DeadlineExceeded, io.EOF, errors.New("other"),
+		refused(1), unresolved(1), unknown, kafka.NotLeaderForPartition, kafka.UnknownTopicOrPartition, context.DeadlineExceeded, io.EOF, errors.New("other"),
 	} {
 		k := errorKind(fmt.Errorf("wrapped: %w", err))
 		if kinds[k] != nil {
