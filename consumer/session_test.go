@@ -761,6 +761,46 @@ func TestForeignCommitEndsATenure(t *testing.T) {
 	})
 }
 
+// The same if the offset of the other is lower: who sets it back wants to have the
+// records handled again.
+func TestForeignCommitSetsATenureBack(t *testing.T) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
+		w.produce(0, events("s", 1, 10)...)
+		h := new(fakeHandler)
+		a := w.start("a", h)
+		w.awaitCommit(0, 10)
+		info := w.cluster.GroupInfo(testGroup)
+		res, err := w.client.OffsetCommit(t.Context(), &kafka.OffsetCommitRequest{
+			GroupID: testGroup, GenerationID: int(info.Epoch), MemberID: info.Members[0].MemberID,
+			Topics: map[string][]kafka.OffsetCommit{testTopic: {{Partition: 0, Offset: 4}}},
+		})
+		if err != nil || res.Topics[testTopic][0].Error != nil {
+			t.Fatal(err, res)
+		}
+		a.net.cut(false)
+		h.awaitSettled(t, 16)
+		w.awaitCommit(0, 10)
+		if n := a.log.count("partition taken up", "offset=4"); n != 1 {
+			t.Errorf("%d log lines say where the partition was taken up, want 1", n)
+		}
+	})
+}
+
+// A tenure goes on in the generation that it knows, as after a lost connection, and
+// in the next.
+func TestTenureContinues(t *testing.T) {
+	for generation, want := range map[int32]bool{0: false, 6: false, 7: true, 8: true, 9: false} {
+		tn := &tenure{commits: commitState{generation: 7}}
+		if got := tn.continues(&session{generation: generation}); got != want {
+			t.Errorf("from generation 7 to %d: got %t, want %t", generation, got, want)
+		}
+		if want && tn.commits.generation != generation {
+			t.Errorf("it is in generation %d, want %d", tn.commits.generation, generation)
+		}
+	}
+}
+
 // Faults of the coordinator interrupt the gate and nothing else: the same
 // member goes on with what is in flight.
 func TestHolderSurvivesFaults(t *testing.T) {

@@ -262,6 +262,50 @@ func TestLogIsCutOffAndGrows(t *testing.T) {
 	})
 }
 
+// While the log grows again it is looked at more than once. What was new at the
+// first of these looks is read once more as well, so far as the window reaches.
+func TestLogIsCutOffAndGrowsUnderTheEyes(t *testing.T) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
+		w.produce(0, events("old", 1, 10)...)
+		h := new(fakeHandler)
+		r := w.start("a", h, func(c *Config) { c.Window = 2 })
+		w.awaitCommit(0, 10)
+		if err := w.cluster.DeleteTopic(testTopic); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.cluster.CreateTopic(testTopic, 1, nil); err != nil {
+			t.Fatal(err)
+		}
+		w.produce(0, events("new", 1, 2)...)
+		await(t, "the log to be found shorter", func() bool { return r.log.count("beyond the end") > 0 })
+		w.produce(0, events("new", 3, 6)...)
+		tries := r.metric("packship_consumer_request_failures_total", "request=fetch")
+		await(t, "the log to be looked at again", func() bool {
+			return r.metric("packship_consumer_request_failures_total", "request=fetch") >= tries+2
+		})
+		w.produce(0, events("new", 9, 4)...)
+		h.awaitSettled(t, 22)
+		w.awaitCommit(0, 12)
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if n := len(h.perOrder); n != 22 {
+			t.Errorf("settled %d orders, want the 10 of the old log and the 12 of the new one", n)
+		}
+	})
+}
+
+// A log that is empty now has its end committed as well, or the offset beyond it
+// would be met again at the next start, when the log may have grown past it.
+func TestLogIsCutOffToNothing(t *testing.T) {
+	inWorld(t, 1, func(w *world) {
+		t := w.t
+		commitAs(t, w, 0, 40)
+		w.start("a", new(fakeHandler))
+		w.awaitCommit(0, 0)
+	})
+}
+
 // Transactions leave markers in the log that are no records.
 func TestTransactionMarkersArePassed(t *testing.T) {
 	inWorld(t, 1, func(w *world) {
