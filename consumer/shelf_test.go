@@ -158,6 +158,34 @@ func TestShelfTakesOrdersThatWaitAlready(t *testing.T) {
 	})
 }
 
+// A shop reopens while others fill the window. Its orders wait until one of these
+// leaves: what is in memory is bounded by the window alone.
+func TestShelfStaysWithinTheWindow(t *testing.T) {
+	const window = 20
+	inWorld(t, 1, func(w *world) {
+		t := w.t
+		w.produce(0, events("parked", 1, 10)...)
+		w.produce(0, events("other", 1, window)...)
+		h := new(blockingHandler)
+		h.block("parked")
+		turn := make(chan struct{})
+		h.work = until(turn)
+		r := w.start("a", h, func(c *Config) { c.Window = window })
+		await(t, "the window to be full", func() bool { began, _ := h.count(); return began == window })
+		h.unblock("parked")
+		tn := tenureOf(t, r, 0)
+		time.Sleep(10 * time.Second)
+		tn.mu.Lock()
+		loaded, size := tn.loaded, tn.shelf.size
+		tn.mu.Unlock()
+		if loaded != window || size != 10 {
+			t.Errorf("%d records in memory and %d on the shelf, want %d and 10", loaded, size, window)
+		}
+		close(turn)
+		w.awaitCommit(0, window+10)
+	})
+}
+
 // onceBlocked is a handler that says once, when it is told to, that an order is
 // blocked.
 type onceBlocked struct {
