@@ -319,6 +319,11 @@ func (s *Shipper) attempt(ctx context.Context, o *order, standing schema.Standin
 	}
 	s.underWay.step(o.rec, StepClaim)
 	hold, held, err := s.cfg.Ledger.Claim(open, &o.Shipment, o.EventID, standing.Holder, o.answerOf(standing.Holder))
+	if err != nil && open.Err() == nil {
+		// The ledger does not take it at present. That may be so of its partition
+		// alone, so the turn is for others now.
+		o.notBefore = time.Now().Add(mishapPause)
+	}
 	if err != nil || !held {
 		return ctx.Err()
 	}

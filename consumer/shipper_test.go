@@ -31,8 +31,10 @@ type memoryLedger struct {
 	changed  chan struct{}
 	// beforeClaim runs before a claim is decided, as a rival that is faster.
 	beforeClaim func()
-	settleErr   error
-	releaseErr  error // of the next release, which goes on in the background
+	// claimErrs are what the first claims come to.
+	claimErrs  []error
+	settleErr  error
+	releaseErr error // of the next release, which goes on in the background
 	// parts and doubtful are the other shipments of the order.
 	parts, doubtful []schema.Shipment
 	// parcel is another order with the same waybill number, and parcelOf the
@@ -127,6 +129,11 @@ func (l *memoryLedger) Claim(_ context.Context, _ *schema.Shipment, _, prev, ans
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if len(l.claimErrs) > 0 {
+		err := l.claimErrs[0]
+		l.claimErrs = l.claimErrs[1:]
+		return schema.Hold{}, false, err
+	}
 	if l.standing.Holder != prev {
 		l.note("claim lost")
 		return schema.Hold{}, false, nil
@@ -639,6 +646,34 @@ func TestShipperTellsWhatWasAnswered(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestShipperLeavesItsTurn: an order that the ledger does not take at present gives
+// its turn back, and rests before it wants another: those behind it may be in a
+// partition of the ledger that works.
+func TestShipperLeavesItsTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(nil, yes)
+		away := errors.New("no leader")
+		b.ledger.claimErrs = []error{away, away}
+		var turns []time.Duration
+		begin := time.Now()
+		b.upstream.onAdmit = func() {
+			if b.upstream.left != len(turns) {
+				t.Errorf("the order has %d turns and has left %d", len(turns), b.upstream.left)
+			}
+			turns = append(turns, time.Since(begin))
+		}
+		if err := b.handle(t, t.Context(), "E1"); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]time.Duration{0, mishapPause, 2 * mishapPause}, turns); diff != "" {
+			t.Errorf("its turns came after (-want +got):\n%s", diff)
+		}
+		if b.upstream.calls != 1 || len(b.publisher.published) != 1 {
+			t.Errorf("%d calls, %d results, want one each", b.upstream.calls, len(b.publisher.published))
+		}
+	})
 }
 
 // TestShipperLetsRetriesGoFirst: an order that had its turn, here or at a replica

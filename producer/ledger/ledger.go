@@ -361,9 +361,11 @@ func await(ctx context.Context, changed <-chan struct{}, d time.Duration) error 
 // the previous attempt was answered, in words, "" if nobody knows.
 //
 // A hold whose StartBy has passed without a call should be released and claimed
-// anew: a takeover would put the shipment in doubt.
+// anew: a takeover would put the shipment in doubt. So a claim is given up at that
+// time, too: who waits for a partition that takes nothing may hold up those whose
+// partition does.
 //
-// If ctx ends first the attempt may be in the log all the same. No call was made
+// If it is given up, or ctx ends first, the attempt may be in the log all the same. No call was made
 // under it, so it is released in the background; should that fail, the other
 // replicas wait as for any attempt they hear no more of.
 func (l *Ledger) Claim(ctx context.Context, s *schema.Shipment, event, prev, answer string) (schema.Hold, bool, error) {
@@ -390,7 +392,9 @@ func (l *Ledger) Claim(ctx context.Context, s *schema.Shipment, event, prev, ans
 
 	p.claim(r.Attempt)
 	h := schema.Hold{Attempt: r.Attempt, StartBy: time.Now().Add(l.cfg.StartBy)}
-	if err := l.write(ctx, p, s, &r); err != nil {
+	writing, cancel := context.WithDeadlineCause(ctx, h.StartBy, errTooLate)
+	defer cancel()
+	if err := l.write(writing, p, s, &r); err != nil {
 		l.abandon(orphan{p, s.Canonical(), record{Kind: kindRelease, Attempt: r.Attempt, Why: "the claim was given up"}}, errors.Is(err, producer.ErrMaybeAppended))
 		return schema.Hold{}, false, fmt.Errorf("ledger: claim %s: %w", s.TID, err)
 	}
@@ -407,6 +411,9 @@ func (l *Ledger) Claim(ctx context.Context, s *schema.Shipment, event, prev, ans
 	h.Round, h.Prior, h.Doubt = o.round, o.attempts, o.doubt
 	return h, true, nil
 }
+
+// errTooLate is why a claim is given up although its caller is still there.
+var errTooLate = errors.New("no call could begin in time")
 
 // Release says that the hold's attempt has certainly reached nothing, so that
 // the shipment is open again. It keeps what the attempt has cost all the same. If
@@ -548,9 +555,10 @@ func (l *Ledger) abandon(o orphan, maybeAppended bool) {
 	}
 }
 
-// releaseOrphans releases what was abandoned, until ctx ends.
+// releaseOrphans releases what was abandoned, until ctx ends. Each claim that meets a
+// partition which takes nothing leaves an orphan, so there is a limit.
 func (l *Ledger) releaseOrphans(ctx context.Context) {
-	const limit = 30 * time.Second
+	const limit = 10 * time.Minute
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {

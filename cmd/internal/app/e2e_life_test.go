@@ -290,6 +290,44 @@ func TestResultTopicRefuses(t *testing.T) {
 	}
 }
 
+// TestPartOfTheLedgerIsAway has one partition of the ledger take nothing. The orders
+// in it wait, and those in the other are shipped.
+func TestPartOfTheLedgerIsAway(t *testing.T) {
+	w := newWorld(t, upstreamtest.Options{Latency: quick}, func(s *Settings) { s.RatePerSecond = 10 })
+	if w.cluster == nil {
+		t.Skip("a real broker refuses for a topic as a whole")
+	}
+	const away, n = 1, 6 // more than are let in at a time
+	var behind, others []string
+	for i := 1; len(behind) <= n || len(others) < n; i++ {
+		value := order(i, "")
+		p, err := schema.DecodePacked(&schema.Record{Value: []byte(value)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.Shipment.Order().LedgerPartition(w.settings.LedgerPartitions) == away {
+			behind = append(behind, value)
+		} else {
+			others = append(others, value)
+		}
+	}
+	w.start()
+	w.produce(behind[n])
+	w.await(1, 0, 0)
+	refusal := w.cluster.Fault(kfake.Fault{
+		Keys: []kmsg.Key{kmsg.Produce}, Topic: w.settings.TopicLedger, Partitions: []int32{away}, Err: kerr.NotEnoughReplicas, Count: -1,
+	})
+	w.produce(behind[:n]...)
+	w.produce(others[:n]...)
+	w.await(1+n, 0, 0)
+	refusal.Remove()
+	w.await(1+2*n, 0, 0)
+	w.committed()
+	if stats := w.verify(); stats.Calls != 1+2*n {
+		t.Errorf("%d calls, want %d", stats.Calls, 1+2*n)
+	}
+}
+
 // refuseResults makes the shipped topic refuse every record until the returned
 // function is called. A real broker does so when the topic allows no record of
 // that size.
