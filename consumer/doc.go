@@ -30,9 +30,9 @@
 //     offsets, in the log and in packship_skipped_offsets_total.
 //   - Memory is bounded: per partition by [Config.Window] records and
 //     [Config.WindowBytes] bytes, one answer to a fetch (1 MiB, or one batch if
-//     that is larger) for new records and one for those from the shelf, and
-//     less than 32 bytes for each of at most [Config.Shelf] records on the
-//     shelf.
+//     that is larger, as it was compressed) for new records and one for those
+//     from the shelf, and less than 32 bytes for each of at most [Config.Shelf]
+//     records on the shelf.
 //   - Trouble with the brokers is logged once per change, not once per try, and
 //     neither a hung broker nor a hung dial keeps Run from returning.
 //

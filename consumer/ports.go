@@ -22,7 +22,8 @@ type Ledger interface {
 	// Claim appends an intent, or a takeover from the attempt prev if that is
 	// not empty, waits until it has read its own record, and reports whether
 	// this process now holds the shipment. With a takeover it keeps what the
-	// previous attempt was answered, as far as this process knows.
+	// previous attempt was answered, as far as this process knows. It gives up
+	// when no call could begin under the claim any more.
 	Claim(ctx context.Context, s *schema.Shipment, eventID, prev, answer string) (schema.Hold, bool, error)
 	// Release says that the hold's attempt has certainly shipped nothing, and
 	// what it has cost all the same. If it fails it goes on in the background.

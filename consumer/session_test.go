@@ -768,7 +768,8 @@ func TestForeignCommitSetsATenureBack(t *testing.T) {
 		t := w.t
 		w.produce(0, events("s", 1, 10)...)
 		h := new(fakeHandler)
-		a := w.start("a", h)
+		const handover = 20 * time.Second
+		a := w.start("a", h, func(c *Config) { c.Handover = handover })
 		w.awaitCommit(0, 10)
 		info := w.cluster.GroupInfo(testGroup)
 		res, err := w.client.OffsetCommit(t.Context(), &kafka.OffsetCommitRequest{
@@ -778,8 +779,12 @@ func TestForeignCommitSetsATenureBack(t *testing.T) {
 		if err != nil || res.Topics[testTopic][0].Error != nil {
 			t.Fatal(err, res)
 		}
+		cut := time.Now()
 		a.net.cut(false)
 		h.awaitSettled(t, 16)
+		if took := time.Since(cut); took < handover {
+			t.Errorf("went on after %s, want that the calls of the other are given %s", took, handover)
+		}
 		w.awaitCommit(0, 10)
 		if n := a.log.count("partition taken up", "offset=4"); n != 1 {
 			t.Errorf("%d log lines say where the partition was taken up, want 1", n)

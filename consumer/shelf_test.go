@@ -186,6 +186,34 @@ func TestShelfStaysWithinTheWindow(t *testing.T) {
 	})
 }
 
+// While records wait to come back from the shelf, new ones leave them their part of
+// the window.
+func TestShelfHasItsPartOfTheWindow(t *testing.T) {
+	const window = 20
+	inWorld(t, 1, func(w *world) {
+		t := w.t
+		w.produce(0, events("parked", 1, 10)...)
+		h := new(blockingHandler)
+		h.block("parked")
+		turn := make(chan struct{})
+		h.work = until(turn)
+		r := w.start("a", h, func(c *Config) { c.Window = window })
+		await(t, "the shop to be on the shelf", func() bool {
+			all := r.c.Status().Partitions
+			return len(all) == 1 && all[0].Shelved == 10
+		})
+		h.unblock("parked")
+		await(t, "some to come back", func() bool { began, _ := h.count(); return began == window/4 })
+		w.produce(0, events("other", 1, 2*window)...)
+		time.Sleep(10 * time.Second)
+		if began, _ := h.count(); began != window-window/4 {
+			t.Errorf("%d records are in memory, want %d: a quarter is kept free", began, window-window/4)
+		}
+		close(turn)
+		w.awaitCommit(0, 2*window+10)
+	})
+}
+
 // onceBlocked is a handler that says once, when it is told to, that an order is
 // blocked.
 type onceBlocked struct {

@@ -405,6 +405,16 @@ func TestShipperDecides(t *testing.T) {
 			answers: []schema.Answer{busy}, calls: 2, verdict: schema.Failed, reason: "system_exception", maybe: true, attempts: 2,
 			log: []string{"intent", "takeover of me-1", "outcome: failed"},
 		},
+		"silence that is not asked about again may be shipped": {
+			change:  func(c *ShipperConfig) { c.RetryMax = 0 },
+			answers: []schema.Answer{silence}, calls: 1, verdict: schema.Failed, reason: "outcome_unknown", maybe: true, attempts: 1,
+			log: []string{"intent", "outcome: failed"},
+		},
+		"an answer that proves nothing may be shipped": {
+			answers: []schema.Answer{{Effect: schema.EffectUnknown, Action: schema.ActFail, Reached: true, Answered: true, Reason: "unlisted_code", Class: "needs_human"}},
+			calls:   1, verdict: schema.Failed, reason: "unlisted_code", maybe: true, attempts: 1,
+			log: []string{"intent", "outcome: failed"},
+		},
 		"an outage uses up no retries": {
 			answers: []schema.Answer{uncounted(silence), uncounted(silence), uncounted(silence), uncounted(silence), uncounted(silence), uncounted(silence), already},
 			calls:   7, verdict: schema.Shipped, attempts: 7, recon: true,

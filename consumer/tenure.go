@@ -429,9 +429,7 @@ func (t *tenure) reportHole(from, to int64, why string) {
 }
 
 // read makes one fetch at an offset, gives every record at or after it to
-// visit, and returns the offset to go on from.
-//
-// read makes one fetch and visits its records. It returns the offset to go on at.
+// visit, and returns the offset to go on at.
 func (t *tenure) read(offset int64, visit func(*schema.Record) error) (int64, error) {
 	res, err := t.request(offset)
 	if err != nil {

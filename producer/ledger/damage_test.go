@@ -272,6 +272,50 @@ func TestTopicIsChanged(t *testing.T) {
 	})
 }
 
+// TestNewLeaderIsBehind has a leader tell once that the log ends before what was read.
+// That is no proof that it was cut off.
+func TestNewLeaderIsBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", 1, nil)
+		r := start(t, b, "ledger", "a", onePartition)
+		s := shipment(1)
+		settle(t, r, s, "e1", claim(t, r, s, "e1", ""), nil)
+		r.brake.short.Store(1)
+		if err := r.CatchUp(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if left := r.brake.short.Load(); left != 0 {
+			t.Errorf("the leader is still behind: %d", left)
+		}
+		if got := r.Status().Damaged; got != "" {
+			t.Errorf("damaged: %s", got)
+		}
+	})
+}
+
+// TestCutOffIsFoundOnce resumes work that was done when the log was longer. What is
+// packed after that was found is called for.
+func TestCutOffIsFoundOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "ledger", 1, nil)
+		r := start(t, b, "ledger", "a", onePartition)
+		r.Resume(fmt.Sprintf(`{"ledger":%q,"read":[100]}`, r.Identity()))
+		var lost []time.Time
+		for range 3 {
+			if err := r.CatchUp(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			lost = append(lost, r.Look(shipment(1), "e1").LostBefore)
+			time.Sleep(time.Minute)
+		}
+		if lost[0].IsZero() || !lost[1].Equal(lost[0]) || !lost[2].Equal(lost[0]) {
+			t.Errorf("lost is what was packed before %v, want one time", lost)
+		}
+	})
+}
+
 // TestCutOffUnseen has a log cut off and grow again before the tail asks for more,
 // so that what the tail gets looks as if nothing had happened. The first own record
 // that is appended shows it, and nothing is called for under that.

@@ -74,9 +74,10 @@ var quiet = slog.New(slog.DiscardHandler)
 type brake struct {
 	kafka.RoundTripper
 	held    atomic.Pointer[chan struct{}]
-	stopped sync.Map // by partition: that a fetch was held up
-	behind  atomic.Bool // the leader is new, and does not know yet how far others have read
-	over    atomic.Bool // the client is over its quota
+	stopped sync.Map     // by partition: that a fetch was held up
+	behind  atomic.Bool  // the leader is new, and does not know yet how far others have read
+	over    atomic.Bool  // the client is over its quota
+	short   atomic.Int32 // as many ends are told as if the last record were not there
 	fetches atomic.Int32
 	looks   atomic.Int32 // for the ends of partitions
 }
@@ -120,7 +121,18 @@ func (b *brake) RoundTrip(ctx context.Context, addr net.Addr, req kafka.Request)
 	if _, ok := req.(*listoffsets.Request); ok {
 		b.looks.Add(1)
 	}
-	return b.RoundTripper.RoundTrip(ctx, addr, req)
+	res, err := b.RoundTripper.RoundTrip(ctx, addr, req)
+	if ends, ok := res.(*listoffsets.Response); ok && b.short.Load() > 0 {
+		for _, t := range ends.Topics {
+			for i := range t.Partitions {
+				if p := &t.Partitions[i]; p.Offset > 0 {
+					p.Offset--
+					b.short.Add(-1)
+				}
+			}
+		}
+	}
+	return res, err
 }
 
 // launch starts a replica without waiting until it is ready.
