@@ -322,6 +322,7 @@ func (s *Shipper) attempt(ctx context.Context, o *order, standing schema.Standin
 	if err != nil && open.Err() == nil {
 		// The ledger does not take it at present. That may be so of its partition
 		// alone, so the turn is for others now.
+		s.underWay.trouble(o.rec, errNotTaken)
 		o.notBefore = time.Now().Add(mishapPause)
 	}
 	if err != nil || !held {
@@ -344,6 +345,10 @@ func (s *Shipper) attempt(ctx context.Context, o *order, standing schema.Standin
 	defer cancel()
 	return s.conclude(ctx, o, hold, answer)
 }
+
+// errNotTaken is what keeps up an order whose claim the ledger does not take. Why
+// that is the ledger says itself.
+var errNotTaken = errors.New("the ledger does not take its claim")
 
 // conclude draws the conclusion from one answer.
 func (s *Shipper) conclude(ctx context.Context, o *order, hold schema.Hold, answer schema.Answer) error {

@@ -673,6 +673,10 @@ func TestShipperLeavesItsTurn(t *testing.T) {
 				t.Errorf("the order has %d turns and has left %d", len(turns), b.upstream.left)
 			}
 			turns = append(turns, time.Since(begin))
+			o := b.shipper.UnderWay(func(*UnderWay) bool { return true })[0]
+			if again := len(turns) > 1; again != (o.Trouble != "") || again && !o.TroubledSince.Equal(begin) {
+				t.Errorf("at turn %d: trouble %q since %v", len(turns), o.Trouble, o.TroubledSince)
+			}
 		}
 		if err := b.handle(t, t.Context(), "E1"); err != nil {
 			t.Fatal(err)
