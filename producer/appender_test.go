@@ -348,6 +348,29 @@ func TestAppenderSplitsWhatIsTooLarge(t *testing.T) {
 	}
 }
 
+// TestAppenderRestsForNobody gives up what waits for a right to be granted. Nobody
+// has to wait for the end of the pause then.
+func TestAppenderRestsForNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.Virtual(t)
+		b.Create(t, "topic", 1, nil)
+		a, _ := newAppender(b.Client(t, "topic"), "topic")
+		defer b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.TopicAuthorizationFailed, Count: -1}).Remove()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		begin := time.Now()
+		if _, err := a.Append(ctx, 0, text("x")); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+		if err := a.Wait(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(begin); took != time.Second {
+			t.Errorf("took %s, want a second", took)
+		}
+	})
+}
+
 // waitFor waits until a condition holds.
 func waitFor(t *testing.T, ok func() bool) {
 	t.Helper()
