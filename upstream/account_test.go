@@ -355,6 +355,45 @@ func TestBreakerTrialIsLeft(t *testing.T) {
 	})
 }
 
+// A fault that may be one shop's own is an answer all the same: the API is back.
+// The breaker closes, and only from then on the fault counts against its order.
+func TestTrialMeetsTheFaultOfAShop(t *testing.T) {
+	down := func(b bubble) {
+		b.api.script("status 500")
+		for i := range 5 {
+			send(b.t, b.u, order(i+1))
+		}
+		b.api.script(platformBad)
+	}
+	breaker := func(b bubble, want string) {
+		b.t.Helper()
+		if got := b.u.Accounts()[0].Breaker; got != want {
+			b.t.Errorf("breaker: got %s, want %s", got, want)
+		}
+	}
+	inBubble(t, nil, func(b bubble) {
+		down(b)
+		for _, counted := range []bool{false, true, true} {
+			if got := send(b.t, b.u, order(9)); got.Counted != counted {
+				b.t.Errorf("got %+v, want counted: %t", got, counted)
+			}
+			breaker(b, "closed")
+		}
+	})
+	inBubble(t, nil, func(b bubble) {
+		down(b)
+		send(b.t, b.u, shopOrder("S1", 9))
+		for i := range 5 {
+			send(b.t, b.u, shopOrder("S2", 10+i))
+		}
+		breaker(b, "open") // it is not one shop alone
+		if got := send(b.t, b.u, shopOrder("S1", 20)); got.Counted {
+			b.t.Errorf("a second shop's fault: got %+v, want one that does not count", got)
+		}
+		breaker(b, "open")
+	})
+}
+
 // An outage is told when it begins and when it is over, however long it lasts.
 func TestBreakerLog(t *testing.T) {
 	var logs logBuffer

@@ -59,8 +59,9 @@ func (a *account) conclude(t *Turn, x exchange, l *launch, doubt bool) schema.An
 	}
 	a.over(t, a.verdict(t, f.health))
 	// An attempt made while the API is known to be down says nothing against
-	// its order.
-	f.Counted = f.Reached && f.Action != schema.ActHold && a.state == gobreaker.StateClosed
+	// its order, not even the one that closes the breaker.
+	known := a.state != gobreaker.StateClosed || t.trial && f.health == healthShop
+	f.Counted = f.Reached && f.Action != schema.ActHold && !known
 	if !f.Answered {
 		// Each of them may have been paid for and has to be followed up; the
 		// breaker sees to it that they are few.
@@ -93,6 +94,12 @@ func (a *account) verdict(t *Turn, h health) error {
 		forget(a.shopFaults, now.Add(-a.faultWindow()))
 		if len(a.shopFaults) > 1 {
 			return errFault
+		}
+		// The API is back, whatever ails this shop. Were the breaker left
+		// half-open, this shop's orders would be tried over and over, and those
+		// of others would wait behind them.
+		if t.trial {
+			return nil
 		}
 	case healthSilent:
 	}
