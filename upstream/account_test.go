@@ -905,7 +905,7 @@ func TestThrottle(t *testing.T) {
 			a.script(tt.answer, success)
 			start := time.Now()
 			got := send(t, u, order(1))
-			if got.Action != schema.ActHold || got.Wait != tt.pause || got.Reached || got.Counted || got.Effect != schema.EffectNone {
+			if got.Action != schema.ActHold || got.Wait != 0 || got.Reached || got.Counted || got.Effect != schema.EffectNone {
 				t.Errorf("got %+v", got)
 			}
 			state(t, u, "paused", "throttled")
@@ -919,6 +919,30 @@ func TestThrottle(t *testing.T) {
 			if after.Breaker != "closed" || after.Rate >= before.Rate {
 				t.Errorf("got %+v after %+v", after, before)
 			}
+		}
+	})
+}
+
+// An operator who ends a pause ends it for the order that brought it, too.
+func TestResumeLetsTheThrottledOrderGo(t *testing.T) {
+	inBubble(t, nil, func(b bubble) {
+		t, u, a := b.t, b.u, b.api
+		a.script(answerText(614, "This ban will last for 3000 more seconds"), success)
+		start := time.Now()
+		got := send(t, u, order(1))
+		if got.Action != schema.ActHold || got.Wait != 0 {
+			t.Errorf("got %+v, want an order that waits for its account alone", got)
+		}
+		again := sendLater(t, u, order(1))
+		time.Sleep(time.Minute)
+		waiting(t, "the pause", again)
+		u.Resume("default")
+		synctest.Wait()
+		if got := <-again; got.Action != schema.ActSucceed {
+			t.Errorf("got %+v", got)
+		}
+		if d := time.Since(start); d > 63*time.Second {
+			t.Errorf("took %s", d)
 		}
 	})
 }

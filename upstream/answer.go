@@ -293,8 +293,10 @@ func halted(reason, class, advice string) finding {
 }
 
 func throttled(source throttleSource, pause time.Duration) finding {
+	// The order itself need not wait: its account does, and for no longer than
+	// until an operator resumes it.
 	return finding{source: source, pause: pause, health: healthSilent, Answer: schema.Answer{
-		Action: schema.ActHold, Wait: pause, Reason: reasonThrottled, Class: classThrottled, Redrivable: true,
+		Action: schema.ActHold, Reason: reasonThrottled, Class: classThrottled, Redrivable: true,
 		Advice: "The API limits the rate: calls go on more slowly after a pause.",
 	}}
 }
