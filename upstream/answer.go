@@ -161,7 +161,9 @@ func (t *table) judge(r reply, b body, readable bool, p *schema.Packed, pol poli
 	case b.code == codeRefused:
 		return halted(reasonCode204, classPermission, "Code 204 with an unknown text: the account may lack a permission or calls; ask the vendor.")
 	case r.status >= 500:
-		return unlisted(policy{retryMax: min(1, pol.retryMax), backoff: pol.backoff})
+		f := unlisted(policy{retryMax: min(1, pol.retryMax), backoff: pol.backoff})
+		f.health = healthBad // a server that breaks down may well put that into a code of its own
+		return f
 	default:
 		return unlisted(policy{})
 	}

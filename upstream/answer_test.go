@@ -136,7 +136,7 @@ func TestReadOthers(t *testing.T) {
 	unlistedSilent := unlisted
 	unlistedSilent.answered = false
 	unlistedOnce := unlisted
-	unlistedOnce.action, unlistedOnce.retries = schema.ActRetry, 1
+	unlistedOnce.action, unlistedOnce.retries, unlistedOnce.health = schema.ActRetry, 1, healthBad
 	status := func(code int, body string) reply { return reply{status: code, body: []byte(body), whole: true} }
 	const yii = `{"name":"N","message":"M","code":0,"status":%d}`
 
