@@ -157,7 +157,9 @@ func (t *table) judge(r reply, b body, readable bool, p *schema.Packed, pol poli
 	case m.row != nil:
 		return fromRow(m.row, b, p, pol)
 	case b.code == codePlatform:
-		return unrecognised(m.hint)
+		// Its text is all that says what is wrong. Without one it may be
+		// anything, also a platform that failed after it had shipped.
+		return unrecognised(m.hint || normalize(b.msg) == "")
 	case b.code == codeRefused:
 		return halted(reasonCode204, classPermission, "Code 204 with an unknown text: the account may lack a permission or calls; ask the vendor.")
 	case r.status >= 500:

@@ -233,6 +233,8 @@ func TestReadOthers(t *testing.T) {
 		"X14 500":                 {status(500, answerText(999, "什么")), unlistedOnce},
 		"code wins (case 27)":     {ok(`{"code":614,"msg":"参数为空","data":[{"success":true}]}`), meaning{action: schema.ActFail, reason: "parameter_missing", class: "invalid_request", health: healthAlive, reached: true, answered: true}},
 		"unrecognised (case 16)":  {ok(answerText(614, "isv.some-new-thing:ZZ9 神秘错误")), fail(schema.EffectNone, "unrecognised_614", healthAlive)},
+		"unrecognised, no text":   {ok(answerText(614, " 。")), fail(schema.EffectUnknown, "unrecognised_614", healthAlive)},
+		"unrecognised, text lost": {ok(`{"code":614,"message":"神秘错误"}`), fail(schema.EffectUnknown, "unrecognised_614", healthAlive)},
 		"unrecognised, a fault":   {ok(answerText(614, "isp.top-remote-connection-timeout")), fail(schema.EffectUnknown, "unrecognised_614", healthAlive)},
 		"204 unrecognised":        {ok(answerText(204, "")), halt("code_204_unrecognised", "permission", true)},
 		"code 302 is no redirect": {ok(`{"code":302,"msg":"未授权店铺","url":"http://x/y","data":[]}`), meaning{action: schema.ActHold, reason: "shop_not_authorized", class: "shop_unauthorized", health: healthAlive, answered: true, park: "shop_not_authorized"}},
