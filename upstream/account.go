@@ -142,17 +142,53 @@ func (a *account) note(log func(string, ...any), msg string, args ...any) {
 	a.notes = append(a.notes, func() { log(msg, args...) })
 }
 
-// readToken reads the token file again. Others are the accounts beside this one:
-// a token that one of them has would be used at the sum of two rates.
-func (a *account) readToken(others []*account) {
+// readTokens reads the token files again. A token that two accounts would have is
+// not taken over: it would be used at the sum of two rates. But tokens may change
+// places.
+func readTokens(accounts []*account) {
+	type found struct {
+		token string
+		err   error
+	}
+	next := make([]found, len(accounts))
+	for i, a := range accounts {
+		next[i].token = a.currentToken()
+		if a.file == "" {
+			continue
+		}
+		if token, err := readToken(a.file); err == nil {
+			next[i].token = token
+		} else {
+			next[i].err = err
+		}
+	}
+	for again := true; again; {
+		again = false
+		for i, a := range accounts {
+			for j, o := range accounts {
+				if now := a.currentToken(); i != j && next[i].token == next[j].token && next[i].token != now {
+					next[i] = found{now, fmt.Errorf("token file %s holds the token of account %s; give each account its own", a.file, o.name)}
+					again = true // what it keeps may be what another has found
+				}
+			}
+		}
+	}
+	for i, a := range accounts {
+		a.useToken(next[i].token, next[i].err)
+	}
+}
+
+func (a *account) currentToken() string {
+	a.mu.Lock()
+	defer a.unlock()
+	return a.token
+}
+
+// useToken takes over what was read of the token file. With an error, that says
+// why the token is still the one before.
+func (a *account) useToken(token string, err error) {
 	if a.file == "" {
 		return
-	}
-	token, err := readToken(a.file)
-	for _, o := range others {
-		if err == nil && o != a && o.hasToken(token) {
-			err = fmt.Errorf("token file %s holds the token of account %s; give each account its own", a.file, o.name)
-		}
 	}
 	a.mu.Lock()
 	defer a.unlock()
@@ -176,12 +212,6 @@ func (a *account) readToken(others []*account) {
 	a.halt.allow()
 	a.note(a.logger.Info, "token changed")
 	a.dispatch()
-}
-
-func (a *account) hasToken(token string) bool {
-	a.mu.Lock()
-	defer a.unlock()
-	return a.token == token
 }
 
 // adviceWithoutFile is what to do about a wrong token that is not in a file.

@@ -154,6 +154,69 @@ func TestBalance(t *testing.T) {
 	})
 }
 
+// Two accounts whose tokens were mixed up are set right by an exchange of their
+// files, whichever is replaced first.
+func TestTokensChangePlaces(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, token string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(token), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("north", "token-of-south")
+	write("south", "token-of-north")
+	inBubble(t, func(c *Config) {
+		c.Accounts = []Account{
+			{Name: "north", TokenFile: filepath.Join(dir, "north"), RatePerSecond: 100, Shops: []string{"N"}},
+			{Name: "south", TokenFile: filepath.Join(dir, "south"), RatePerSecond: 100, Shops: []string{"S"}},
+		}
+	}, func(b bubble) {
+		t, u, a := b.t, b.u, b.api
+		look := func() {
+			t.Helper()
+			readTokens(u.accounts)
+			send(t, u, shopOrder("N", 1))
+			send(t, u, shopOrder("S", 2))
+		}
+		write("north", "token-of-north")
+		look() // south still goes by it
+		write("south", "token-of-south")
+		look()
+		want := []string{"token-of-south", "token-of-north", "token-of-north", "token-of-south"}
+		if d := cmp.Diff(want, a.tokens); d != "" {
+			t.Errorf("tokens (-want +got):\n%s", d)
+		}
+	})
+}
+
+// An account whose new token is refused keeps the one it has, and so nobody else
+// gets that, also who was looked at before.
+func TestTokenThatIsKeptAfterAll(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, token string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(token), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg := testConfig("http://127.0.0.1:1/")
+	cfg.Accounts = nil
+	for _, name := range []string{"north", "south", "west"} {
+		write(name, "token-of-"+name)
+		cfg.Accounts = append(cfg.Accounts, Account{Name: name, TokenFile: filepath.Join(dir, name), RatePerSecond: 100})
+	}
+	u := newUpstream(t, cfg)
+	write("north", "token-of-south")
+	write("south", "token-of-west")
+	readTokens(u.accounts)
+	for _, a := range u.accounts {
+		if a.token != "token-of-"+a.name {
+			t.Errorf("account %s goes by %s", a.name, a.token)
+		}
+	}
+}
+
 // A token file that comes to hold another account's token is not followed.
 func TestTokenOfAnotherAccount(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "token")
@@ -172,9 +235,7 @@ func TestTokenOfAnotherAccount(t *testing.T) {
 		t, u, a := b.t, b.u, b.api
 		for _, token := range []string{"token-1", "token-1", "second"} {
 			write(token)
-			for _, acc := range u.accounts {
-				acc.readToken(u.accounts)
-			}
+			readTokens(u.accounts)
 			send(t, u, shopOrder("N", 1))
 		}
 		if d := cmp.Diff([]string{"first", "first", "second"}, a.tokens); d != "" {

@@ -120,8 +120,8 @@ func (u *Upstream) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
+			readTokens(u.accounts)
 			for _, a := range u.accounts {
-				a.readToken(u.accounts)
 				a.poke() // nobody depends on it, but it shows that the account is not stuck
 			}
 		}
