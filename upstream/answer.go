@@ -91,7 +91,8 @@ type reply struct {
 	status int // of HTTP, 0 if there was no answer at all
 	header http.Header
 	body   []byte
-	whole  bool // the body was read to its end
+	whole  bool   // the body was read to its end
+	token  string // what it was asked with, and must not be told
 }
 
 // maxMsg bounds the API's text in a result event, in characters.
@@ -113,6 +114,7 @@ func (t *table) read(r reply, p *schema.Packed, pol policy) finding {
 	b, readable := body{}, false
 	if r.whole {
 		b, readable = parseBody(r.body)
+		b.msg, b.url = withoutToken(b.msg, r.token), withoutToken(b.url, r.token)
 	}
 	f := t.judge(r, b, readable, p, pol)
 	if readable && (b.hasCode || b.errorStatus != 0) {

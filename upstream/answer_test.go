@@ -283,6 +283,11 @@ func TestReadKeepsTheLinkApart(t *testing.T) {
 	if f.url != "https://auth.example/secret" {
 		t.Errorf("url: got %q", f.url)
 	}
+	r := ok(`{"code":302,"msg":"未授权店铺","url":"https:\/\/auth.example\/?t=abc\/defgh","data":[]}`)
+	r.token = "abc/defgh"
+	if got := answers.read(r, order(1), testPolicy).url; got != "https://auth.example/?t=[redacted]" {
+		t.Errorf("url: got %q, want it without the token", got)
+	}
 	if text := fmt.Sprintf("%+v %+v", f.Answer, *f.Exchange); strings.Contains(text, "secret") {
 		t.Errorf("the answer holds the link: %s", text)
 	}

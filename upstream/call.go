@@ -75,7 +75,7 @@ func (u *Upstream) do(ready context.Context, l *launch, token, contentType strin
 			cancel(context.Cause(ready))
 		}
 	})()
-	var x exchange
+	x := exchange{reply: reply{token: token}}
 	var conn *pacedConn
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
@@ -117,7 +117,6 @@ func (u *Upstream) do(ready context.Context, l *launch, token, contentType strin
 		if x.left {
 			x.status, x.header = res.StatusCode, res.Header
 			x.body, x.whole = readBody(res.Body)
-			x.body = withoutToken(x.body, token)
 		}
 		_ = res.Body.Close() // it is read, or not wanted
 	}
@@ -132,14 +131,15 @@ func (u *Upstream) do(ready context.Context, l *launch, token, contentType strin
 	return x
 }
 
-// withoutToken takes the token out of an answer that says what it was asked
-// with: texts of answers go into events, logs and the ledger.
-func withoutToken(body []byte, token string) []byte {
+// withoutToken takes the token out of the text of an answer that says what it was
+// asked with: it goes into events, logs and the ledger. The text must have been
+// decoded, since JSON may write a token in many ways.
+func withoutToken(text, token string) string {
 	const shortest = 8 // what is shorter may be anything, and is no token of the API's
 	if len(token) < shortest {
-		return body
+		return text
 	}
-	return bytes.ReplaceAll(body, []byte(token), []byte("[redacted]"))
+	return strings.ReplaceAll(text, token, "[redacted]")
 }
 
 func readBody(r io.Reader) (body []byte, whole bool) {

@@ -835,3 +835,25 @@ func TestTurnIsUsedOnce(t *testing.T) {
 		t.Errorf("requests %d, busy %d, in flight %d, unsent %d", requests.Load(), a.busy, a.inFlight, len(a.unsent))
 	}
 }
+
+// An answer may say what it was asked with, and what it says goes into events,
+// logs and the ledger.
+func TestTokenIsNotRepeated(t *testing.T) {
+	for name, tt := range map[string]struct{ token, body, want string }{
+		"as it is":              {"abcdefgh", `{"code":614,"msg":"Bearer abcdefgh"}`, "Bearer [redacted]"},
+		"with escaped slashes":  {"abc/def/gh+=", `{"code":614,"msg":"Bearer abc\/def\/gh+="}`, "Bearer [redacted]"},
+		"with escaped brackets": {"abc<def>gh", `{"code":614,"msg":"Bearer abc\u003cdef\u003Egh"}`, "Bearer [redacted]"},
+		"in an error body":      {"abcdefgh", `{"name":"n","message":"no abcdefgh","code":0,"status":500}`, "no [redacted]"},
+		"too short to be one":   {"614", `{"code":614,"msg":"614"}`, "614"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := serve(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, tt.body) })
+			cfg := testConfig(server.URL)
+			cfg.Accounts[0].Token = tt.token
+			got := send(t, newUpstream(t, cfg), order(1))
+			if got.Exchange == nil || got.Exchange.Msg != tt.want {
+				t.Errorf("got %+v, want %s", got.Exchange, tt.want)
+			}
+		})
+	}
+}
