@@ -947,6 +947,43 @@ func TestResumeLetsTheThrottledOrderGo(t *testing.T) {
 	})
 }
 
+// An order whose context ends at the very moment of its turn gives that back.
+func TestWithdrawnTurnIsOver(t *testing.T) {
+	u := newUpstream(t, testConfig("http://127.0.0.1:1/"))
+	a := u.accounts[0]
+	w := &waiter{packed: order(1), granted: make(chan *Turn, 1)}
+	a.enqueue(w)
+	if len(w.granted) != 1 {
+		t.Fatal("no turn")
+	}
+	a.withdraw(w)
+	if a.busy != 0 || len(a.unsent) != 0 {
+		t.Errorf("busy %d, unsent %d", a.busy, len(a.unsent))
+	}
+}
+
+// A turn that was taken back is over once it is used, also if it is not left.
+func TestRevokedTurnIsOver(t *testing.T) {
+	inBubble(t, nil, func(b bubble) {
+		t, u, a := b.t, b.u, b.api
+		turn, err := u.Admit(t.Context(), order(1), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.script(tokenBad)
+		send(t, u, order(2))
+		if got := turn.Send(t.Context(), schema.Hold{}); got.Reason != "not_sent" || a.calls() != 1 {
+			t.Errorf("got %+v after %d calls", got, a.calls())
+		}
+		acc := u.accounts[0]
+		acc.mu.Lock()
+		defer acc.mu.Unlock()
+		if acc.busy != 0 || len(acc.unsent) != 0 {
+			t.Errorf("busy %d, unsent %d", acc.busy, len(acc.unsent))
+		}
+	})
+}
+
 // Nobody is let in before those who came earlier.
 func TestAdmitIsFair(t *testing.T) {
 	inBubble(t, func(c *Config) { c.Accounts[0].RatePerSecond = 10 }, func(b bubble) {

@@ -836,6 +836,68 @@ func TestTurnIsUsedOnce(t *testing.T) {
 	}
 }
 
+// brokenConn fails every write, after it has taken something.
+type brokenConn struct {
+	net.Conn
+	takes func(n int) int
+}
+
+func (c brokenConn) Write(b []byte) (int, error) {
+	n, _ := c.Conn.Write(b[:c.takes(len(b))])
+	return n, errors.New("connection reset by peer")
+}
+
+// Of a write that failed amid the call, or after the last of it, nobody knows
+// what has arrived.
+func TestWriteTakesSomething(t *testing.T) {
+	for name, takes := range map[string]func(int) int{
+		"a part": func(n int) int { return n / 2 },
+		"all":    func(n int) int { return n },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := listen(t, func(_ int, conn *net.TCPConn) { _, _ = io.Copy(io.Discard, conn) })
+			cfg := testConfig(s.url())
+			cfg.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+				return brokenConn{conn, takes}, err
+			}
+			u := newUpstream(t, cfg)
+			got := send(t, u, order(1))
+			if got.Effect != schema.EffectUnknown || got.Answered || !got.Reached || u.Accounts()[0].Calls != 1 {
+				t.Errorf("got %+v", got)
+			}
+		})
+	}
+}
+
+// What has begun to arrive before the call left is no answer to it, also if the
+// rest of it comes later.
+func TestEarlyBeginningOfAnAnswer(t *testing.T) {
+	var seen atomic.Int64
+	inLine := make(chan struct{})
+	s := listen(t, func(_ int, conn *net.TCPConn) {
+		<-inLine
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n")
+		n, _ := io.Copy(io.Discard, conn)
+		seen.Add(n)
+	})
+	cfg := testConfig(s.url())
+	cfg.Accounts[0].RatePerSecond = 0.01
+	u := newUpstream(t, cfg)
+	u.accounts[0].pacer.limiter.Allow()
+	turn := admitEarly(t, u, order(1))
+	done := make(chan schema.Answer, 1)
+	go func() { done <- turn.Send(t.Context(), schema.Hold{StartBy: time.Now().Add(20 * time.Second)}) }()
+	waitFor(t, "the call to stand in line", func() bool { return len(u.accounts[0].pacer.line) == 1 })
+	close(inLine)
+	if got := <-done; got.Action != schema.ActHold || got.Reason != "unreachable" || got.Reached {
+		t.Errorf("got %+v", got)
+	}
+	if n := seen.Load(); n != 0 {
+		t.Errorf("the server saw %d bytes", n)
+	}
+}
+
 // An answer may say what it was asked with, and what it says goes into events,
 // logs and the ledger.
 func TestTokenIsNotRepeated(t *testing.T) {

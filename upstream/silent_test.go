@@ -69,6 +69,27 @@ func TestSilentAPI(t *testing.T) {
 	}
 }
 
+// An API that was asked nothing for a while has not been silent.
+func TestIdleAPIIsNotSilent(t *testing.T) {
+	inBubble(t, func(c *Config) {
+		c.Accounts[0].RatePerSecond, c.RateJitter = 10, testJitter
+	}, func(b bubble) {
+		t, u, a := b.t, b.u, b.api
+		send(t, u, order(1))
+		time.Sleep(time.Hour)
+		before := a.calls()
+		for i := range 20 {
+			sendLater(t, u, order(10+i))
+		}
+		time.Sleep(950 * time.Millisecond) // the first answer comes after 1s
+		synctest.Wait()
+		if got := a.calls() - before; got < 8 {
+			t.Errorf("%d calls in the first second after an hour, want the full rate", got)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
 // An API that answers, however slowly, is called at the full rate: the silence
 // between two answers of a slow one is no silence.
 func TestSlowAPIIsNotSilent(t *testing.T) {
