@@ -98,15 +98,20 @@ func showLetters(std Streams, letters []operate.Letter) error {
 	return w.Flush()
 }
 
-// printable returns the beginning of a text in one line without anything that
-// could move a terminal's cursor.
-func printable(text string, limit int) string {
-	text = strings.Map(func(r rune) rune {
+// tame returns a text that others wrote in one line, without anything that could
+// move a terminal's cursor or turn its writing round.
+func tame(text string) string {
+	return strings.Map(func(r rune) rune {
 		if r == utf8.RuneError || !unicode.IsPrint(r) {
 			return '·'
 		}
 		return r
 	}, text)
+}
+
+// printable returns the beginning of a tame text.
+func printable(text string, limit int) string {
+	text = tame(text)
 	if runes := []rune(text); len(runes) > limit {
 		return string(runes[:limit-1]) + "…"
 	}

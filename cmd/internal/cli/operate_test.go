@@ -22,6 +22,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"packship/cmd/internal/app"
+	"packship/cmd/internal/life"
+	"packship/cmd/internal/operate"
+	"packship/schema"
 	"packship/upstream/upstreamtest"
 )
 
@@ -440,6 +443,45 @@ func TestPrintable(t *testing.T) {
 	for text, want := range map[string]bool{"a\tb\r\n运": true, "a\x00": false, "\x1b[2J": false, "\xff": false} {
 		if got := isText([]byte(text)); got != want {
 			t.Errorf("%q is text: %t", text, got)
+		}
+	}
+}
+
+// TestHostileText shows what others wrote, with sequences in it that would clear
+// the terminal, set its title or turn the writing round, and checks that none of
+// them gets there.
+func TestHostileText(t *testing.T) {
+	const hostile = "e\x1b[2J\x1b]0;t\a\n\u202ex"
+	found := life.Found{TID: "2000001"}
+	for i, waybill := range []string{hostile + "1", hostile + "2"} {
+		s := schema.Shipment{ShopID: "s1", TID: "2000001", Split: "1", SubTID: []string{hostile}, OutSID: waybill, CompanyCode: hostile}
+		found.Packed = append(found.Packed, life.Packed{
+			Packed: &schema.Packed{EventID: hostile, TID: s.TID, ShopID: s.ShopID, Shipment: s},
+			Record: &schema.Record{Topic: "packed", Offset: int64(i), Time: time.Unix(int64(i), 0)}, Ahead: -1,
+		})
+	}
+	story := life.Tell(found)
+	story.Standing = "failed with " + hostile
+	plan := operate.Redrive{Found: 1, Refused: 1, Orders: []operate.RedriveOrder{{TID: "2000001", Refused: operate.RefusedInvalid, Detail: hostile}}}
+	line, err := json.Marshal(map[string]string{"shop_id": "s1", "tid": hostile, "out_sid": hostile, "company_code": hostile})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, show := range map[string]func(out *bytes.Buffer) error{
+		"trace":   func(out *bytes.Buffer) error { return showStory(Streams{Out: out}, &story) },
+		"redrive": func(out *bytes.Buffer) error { return showRedrive(Streams{Out: out}, &plan, "") },
+		"pack": func(out *bytes.Buffer) error {
+			_, stdout, _ := packship(t, nil, string(line), "pack", "--dry-run", "-")
+			out.WriteString(stdout)
+			return nil
+		},
+	} {
+		var out bytes.Buffer
+		if err := show(&out); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if text := out.String(); strings.ContainsAny(text, "\x1b\a\u202e") || !strings.Contains(text, "e·[2J·]0;t···x") {
+			t.Errorf("%s: %q", name, text)
 		}
 	}
 }

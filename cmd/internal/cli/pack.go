@@ -300,13 +300,13 @@ func (f *finding) String() string {
 	var b strings.Builder
 	where := fmt.Sprintf("%s:%d", f.File, f.Line)
 	if f.TID != "" {
-		where += " tid " + f.TID
+		where += " tid " + tame(f.TID)
 	}
 	for _, v := range f.Violations {
-		fmt.Fprintf(&b, "%s: refused: %s\n", where, strings.TrimSpace(v.Rule+" "+v.Message))
+		fmt.Fprintf(&b, "%s: refused: %s\n", where, tame(strings.TrimSpace(v.Rule+" "+v.Message)))
 	}
 	for _, text := range f.Warnings {
-		fmt.Fprintf(&b, "%s: warning: %s\n", where, text)
+		fmt.Fprintf(&b, "%s: warning: %s\n", where, tame(text))
 	}
 	return b.String()
 }

@@ -197,7 +197,7 @@ func showRedrive(std Streams, p *operate.Redrive, pace string) error {
 				row(w, "…\tand %d more; --json lists all", p.Refused-detailed)
 				break
 			}
-			row(w, "order %s\t%s\t%s", o.TID, o.Refused, o.Detail)
+			row(w, "order %s\t%s\t%s", o.TID, o.Refused, tame(o.Detail))
 		}
 		row(w, "")
 	}

@@ -62,7 +62,7 @@ func showStory(std Streams, s *life.Story) error {
 	if numbered {
 		row(w, "NO\tSHOP\tWAYBILL\tCARRIER\tITEMS\tSTATE")
 		for i, p := range s.Shipments {
-			row(w, "%d\t%s\t%s\t%s\t%s\t%s", i+1, p.ShopID, dash(p.OutSID), dash(p.CompanyCode), cmp.Or(strings.Join(p.SubTID, ","), "all"), p.State)
+			row(w, "%d\t%s\t%s\t%s\t%s\t%s", i+1, p.ShopID, dash(tame(p.OutSID)), dash(tame(p.CompanyCode)), cmp.Or(tame(strings.Join(p.SubTID, ",")), "all"), p.State)
 		}
 		row(w, "")
 	}
@@ -73,11 +73,11 @@ func showStory(std Streams, s *life.Story) error {
 		if numbered && m.Shipment > 0 {
 			detail = fmt.Sprintf("no %d: %s", m.Shipment, detail)
 		}
-		row(w, "%s\t%s\t%s/%d/%d\t%s", m.Time.UTC().Format("2006-01-02 15:04:05.000"), strings.ReplaceAll(string(m.Kind), "_", " "), m.Topic, m.Partition, m.Offset, detail)
+		row(w, "%s\t%s\t%s/%d/%d\t%s", m.Time.UTC().Format("2006-01-02 15:04:05.000"), strings.ReplaceAll(string(m.Kind), "_", " "), m.Topic, m.Partition, m.Offset, tame(detail))
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	std.out("\norder %s: %s\n", s.TID, strings.TrimRight(s.Standing, "."))
+	std.out("\norder %s: %s\n", s.TID, tame(strings.TrimRight(s.Standing, ".")))
 	return nil
 }
