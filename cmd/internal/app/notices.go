@@ -202,12 +202,17 @@ func reasonsOf(shops []upstream.ParkedShop) string {
 }
 
 func (st *Status) standbyText() string {
+	return fmt.Sprintf("standing by: %s sends. This replica has read the ledger and sends nothing", st.sender())
+}
+
+// sender names the replica that sends, the first one if there are several.
+func (st *Status) sender() string {
 	for i := range st.Members {
-		if m := &st.Members[i]; m.Partitions > 0 {
-			return fmt.Sprintf("standing by: %s sends. This replica has read the ledger and sends nothing", m.Name)
+		if m := &st.Members[i]; m.Partitions > 0 && !m.Self {
+			return m.Name
 		}
 	}
-	return "standing by: another replica sends. This one has read the ledger and sends nothing"
+	return "another replica"
 }
 
 func overdueText(st *Status) string {

@@ -121,7 +121,7 @@
       const said = await answer.json();
       if (answer.ok) {
         ask.close();
-        did(`Done: ${yes.textContent.toLowerCase()} ${said.account || "shop " + said.shop_id}. What comes of it is shown as soon as an order has been tried.`);
+        did(said.note ? `Nothing comes of it: ${said.note}.` : `Done: ${yes.textContent.toLowerCase()} ${said.account || "shop " + said.shop_id}. What comes of it is shown as soon as an order has been tried.`);
       } else {
         if (answer.status === 401) id("token").value = "";
         id("ask-error").textContent = answer.status === 401 ? "The token is wrong. Nothing was done." : `Not done: ${said.error}.`;

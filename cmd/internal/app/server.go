@@ -6,9 +6,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"packship/consumer"
+	"packship/upstream"
 )
 
 // Handler returns the HTTP side of the connector: probes, metrics, the status as
@@ -149,24 +153,69 @@ func sameSecret(got, want string) bool {
 	return subtle.ConstantTimeCompare(g[:], w[:]) == 1
 }
 
+// action is the answer to an operator who asked for something.
+type action struct {
+	Account string `json:"account,omitempty"`
+	ShopID  string `json:"shop_id,omitempty"`
+	Did     string `json:"did"`
+	// Note says why nothing comes of it, "" if something does.
+	Note string `json:"note,omitempty"`
+}
+
 func (c *Connector) resume(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
+	st := c.Status()
 	if !c.api.Resume(name) {
 		writeError(w, http.StatusNotFound, "no account has that name")
 		return
 	}
-	c.log.Info("account resumed by an operator", "account", name)
-	writeJSON(w, http.StatusOK, map[string]string{"account": name, "did": "resume"})
+	did := action{Account: name, Did: "resume", Note: st.noResume(name)}
+	c.log.Info("an operator has the account resume", "account", name, "note", did.Note)
+	writeJSON(w, http.StatusOK, did)
 }
 
 func (c *Connector) unpark(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
+	st := c.Status()
 	if !c.api.Unpark(id) {
-		writeError(w, http.StatusNotFound, "no parked shop has that id")
+		writeError(w, http.StatusNotFound, strings.Join(append([]string{"no parked shop has that id"}, st.elsewhere()...), "; "))
 		return
 	}
-	c.log.Info("shop unparked by an operator", "shop_id", id)
-	writeJSON(w, http.StatusOK, map[string]string{"shop_id": id, "did": "unpark"})
+	did := action{ShopID: id, Did: "unpark", Note: st.noUnpark(id)}
+	c.log.Info("an operator has the shop unparked", "shop_id", id, "note", did.Note)
+	writeJSON(w, http.StatusOK, did)
+}
+
+// noResume says why nothing comes of a resume, "" if something does.
+func (st *Status) noResume(account string) string {
+	var because []string
+	for i := range st.Accounts {
+		switch a := &st.Accounts[i]; {
+		case a.Name != account, a.State == upstream.StateHalted:
+		case a.State != upstream.StatePaused:
+			because = append(because, "the account is not halted")
+		case a.Breaker != "closed":
+			because = append(because, "the account is not halted but paused by its breaker, which a resume does not close: one order tries the API after its pause")
+		}
+	}
+	return strings.Join(append(because, st.elsewhere()...), "; ")
+}
+
+// noUnpark is the same of an unpark.
+func (st *Status) noUnpark(shop string) string {
+	var because []string
+	if !slices.ContainsFunc(st.ParkedShops, func(p upstream.ParkedShop) bool { return p.ShopID == shop }) {
+		because = append(because, "the shop is not parked")
+	}
+	return strings.Join(append(because, st.elsewhere()...), "; ")
+}
+
+// elsewhere says whom to ask instead of a replica that stands by.
+func (st *Status) elsewhere() []string {
+	if st.Role != consumer.RoleStandby {
+		return nil
+	}
+	return []string{"this replica stands by and sends nothing: ask " + st.sender()}
 }
 
 func writeText(w http.ResponseWriter, text string) {

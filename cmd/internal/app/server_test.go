@@ -17,6 +17,9 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"packship/consumer"
+	"packship/upstream"
 )
 
 // newConnector returns a connector that does not run.
@@ -150,6 +153,48 @@ func TestAdmin(t *testing.T) {
 	}
 	if res := ask(t, newConnector(t, direct).Handler(), "GET", "/api/accounts/default/resume", "Bearer secret"); res.StatusCode != http.StatusMethodNotAllowed {
 		t.Errorf("GET of an action: %d, want 405", res.StatusCode)
+	}
+}
+
+// TestActionSaysWhatComesOfIt checks that an operator is told when nothing comes
+// of what was asked for: a standby has nothing to resume, and neither has an
+// account that is not halted.
+func TestActionSaysWhatComesOfIt(t *testing.T) {
+	members := []consumer.Member{{Name: "b", Self: true}, {Name: "a", Partitions: 4}}
+	const standby, idle = "this replica stands by and sends nothing: ask a", "the account is not halted"
+	tests := map[string]struct {
+		role           consumer.Role
+		state, breaker string
+		want           string
+	}{
+		"halted":        {consumer.RoleActive, upstream.StateHalted, "closed", ""},
+		"throttled":     {consumer.RoleActive, upstream.StatePaused, "closed", ""},
+		"breaker":       {consumer.RoleActive, upstream.StatePaused, "open", idle + " but paused by its breaker, which a resume does not close: one order tries the API after its pause"},
+		"sending":       {consumer.RoleActive, upstream.StateSending, "closed", idle},
+		"standby":       {consumer.RoleStandby, upstream.StateIdle, "closed", idle + "; " + standby},
+		"halted before": {consumer.RoleStandby, upstream.StateHalted, "closed", standby},
+		"kafka is away": {consumer.RoleJoining, upstream.StateHalted, "closed", ""},
+	}
+	for name, tt := range tests {
+		st := Status{Role: tt.role, Members: members, Accounts: []upstream.AccountStatus{
+			{Name: "default", State: tt.state, Breaker: tt.breaker}, {Name: "other", State: upstream.StateSending, Breaker: "closed"},
+		}}
+		if got := st.noResume("default"); got != tt.want {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+	}
+	st := Status{Role: consumer.RoleStandby, Members: members, ParkedShops: []upstream.ParkedShop{{ShopID: "s"}}}
+	if got := st.noUnpark("s"); got != standby {
+		t.Errorf("parked: %q", got)
+	}
+	if got := st.noUnpark("t"); got != "the shop is not parked; "+standby {
+		t.Errorf("not parked: %q", got)
+	}
+
+	c := newConnector(t, func(s *Settings) { s.AdminToken = "secret" })
+	got := body(t, ask(t, c.Handler(), "POST", "/api/accounts/default/resume", "Bearer secret"))
+	if want := `{"account":"default","did":"resume","note":"the account is not halted"}` + "\n"; got != want {
+		t.Errorf("resume of an account that is not halted: %s, want %s", got, want)
 	}
 }
 
