@@ -413,6 +413,9 @@ func (a *Appender) acknowledge(batch []*group, base int64) {
 		g.base = base
 		base += int64(len(g.entries))
 		a.settle(g)
+		if g.refused && a.refused == 0 {
+			a.log.Info("no record is refused any more")
+		}
 		close(g.done)
 	}
 }

@@ -292,6 +292,29 @@ func leaderless(c *kfake.Cluster, req kmsg.Request, topic string) kmsg.Response 
 	return resp
 }
 
+// TestAppenderSaysThatNothingIsRefusedAnyMore has records that were refused taken
+// after all: the last of them is the end of the trouble, which is logged.
+func TestAppenderSaysThatNothingIsRefusedAnyMore(t *testing.T) {
+	a, lines := newAppender(nil, "t")
+	refused := func() *group { return &group{entries: []Entry{text("x")}, refused: true, done: make(chan struct{})} }
+	first, second := refused(), refused()
+	a.refused = 2
+	for _, step := range []struct {
+		taken *group
+		want  int
+	}{
+		{first, 0},
+		{&group{entries: []Entry{text("y")}, done: make(chan struct{})}, 0},
+		{second, 1},
+		{&group{entries: []Entry{text("z")}, done: make(chan struct{})}, 1},
+	} {
+		a.acknowledge([]*group{step.taken}, 0)
+		if got := lines.lines("INFO"); len(got) != step.want {
+			t.Errorf("got %q, want %d lines", got, step.want)
+		}
+	}
+}
+
 func TestAppenderSplitsWhatIsTooLarge(t *testing.T) {
 	const limit = 20_000
 	for name, cluster := range brokertest.All {
