@@ -430,6 +430,37 @@ func TestBreakerLog(t *testing.T) {
 	}
 }
 
+// A call without an answer is told with the reason, whatever it is. One that the
+// API says it has not taken is none: nothing was paid for it, and what it means
+// for the account is told.
+func TestUnansweredLog(t *testing.T) {
+	for answer, want := range map[string]string{
+		"status 503": `http_status=503 err="HTTP status 503"`,
+		"<html>":     `http_status=200 err="HTTP status 200, and no answer that could be read"`,
+		"hang":       `http_status=0 err="upstream: the call took too long"`,
+		"status 429": "",
+		"status 302": "",
+		"status 401": "",
+	} {
+		var logs logBuffer
+		inBubble(t, func(c *Config) {
+			c.Logger = slog.New(slog.NewTextHandler(&logs, nil))
+		}, func(b bubble) {
+			b.api.script(answer)
+			send(b.t, b.u, order(1))
+		})
+		var got string
+		for line := range strings.Lines(logs.String()) {
+			if _, rest, found := strings.Cut(line, `msg="call not answered" account=default tid=1 `); found {
+				got += strings.TrimSpace(rest)
+			}
+		}
+		if got != want {
+			t.Errorf("%s: logged %q, want %q, of\n%s", answer, got, want, logs.String())
+		}
+	}
+}
+
 // A quota that runs out (case 5): nothing is called any more but one order
 // after a top-up, and nothing fails.
 func TestHaltAndResume(t *testing.T) {

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -62,10 +63,10 @@ func (a *account) conclude(t *Turn, x exchange, l *launch, doubt bool) schema.An
 	// its order, not even the one that closes the breaker.
 	known := a.state != gobreaker.StateClosed || t.trial && f.health == healthShop
 	f.Counted = f.Reached && f.Action != schema.ActHold && !known
-	if !f.Answered {
+	if !f.Answered && f.Reached {
 		// Each of them may have been paid for and has to be followed up; the
 		// breaker sees to it that they are few.
-		a.note(a.logger.Warn, "call not answered", "tid", t.packed.TID, "http_status", x.status, "err", x.err)
+		a.note(a.logger.Warn, "call not answered", "tid", t.packed.TID, "http_status", x.status, "err", cmp.Or(x.err, errors.New(faultOf(&x, &f))))
 	}
 	a.dispatch()
 	return f.Answer
