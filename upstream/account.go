@@ -240,8 +240,14 @@ func (a *account) status() AccountStatus {
 	switch {
 	case a.halt != nil:
 		st.State, st.Reason, st.Advice = StateHalted, a.halt.reason, a.halt.advice
-		if a.file == "" && st.Reason == answers.row(rowToken).slug {
-			st.Advice = adviceWithoutFile
+		if st.Reason == answers.row(rowToken).slug {
+			switch {
+			case a.file == "":
+				st.Advice = adviceWithoutFile
+			case a.fileTrouble != "":
+				// The repair has been tried, and went wrong.
+				st.Advice += " As it is, that file cannot be used: " + a.fileTrouble + "."
+			}
 		}
 		st.Since, st.Until, st.Probing = a.halt.times()
 	case state != gobreaker.StateClosed:

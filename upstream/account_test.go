@@ -690,6 +690,24 @@ func TestNewToken(t *testing.T) {
 		if got := a.tokens[len(a.tokens)-1]; got != "new" {
 			t.Errorf("token: got %q", got)
 		}
+
+		// When the API refuses the token, that the file which should bring a
+		// new one cannot be used stands with what to do, as long as it is so.
+		a.script(tokenBad)
+		held := sendLater(t, u, order(103))
+		time.Sleep(time.Minute)
+		if got := <-held; got.Action != schema.ActHold {
+			t.Errorf("with a dead token: got %+v", got)
+		}
+		const trouble = "Put a good one into the token file; the account then goes on by itself. As it is, that file cannot be used: token file cannot be read: "
+		if st := u.Accounts()[0]; !strings.Contains(st.Advice, trouble) || strings.HasSuffix(st.Advice, "..") {
+			t.Errorf("advice %q, want one with %q", st.Advice, trouble)
+		}
+		write("v3", "new")
+		time.Sleep(time.Minute)
+		if st := u.Accounts()[0]; st.State != StateHalted || strings.Contains(st.Advice, "cannot be used") {
+			t.Errorf("with a file that can be used: %s, advice %q", st.State, st.Advice)
+		}
 	})
 	if text := logs.String(); strings.Contains(text, "old") || strings.Contains(text, "=new") {
 		t.Errorf("a token is in the log:\n%s", text)
