@@ -154,6 +154,7 @@ func (s *search) beside(ctx context.Context) {
 		s.note("the records that wait were not all read: %v", err)
 	}
 	if err := s.publications(ctx); err != nil {
+		s.found.Unsearched = true
 		s.note("the results were not all read: %v", err)
 	}
 }
@@ -202,10 +203,13 @@ func (s *search) sources(ctx context.Context) error {
 
 // packed takes a packed event of the order.
 func (s *search) packed(rec *schema.Record, ahead int64) {
-	known := slices.ContainsFunc(s.found.Packed, func(p life.Packed) bool {
-		return p.Record.Partition == rec.Partition && p.Record.Offset == rec.Offset
-	})
-	if p, ok := life.PackedOf(rec, s.found.TID, ahead); ok && !known {
+	for i := range s.found.Packed {
+		if p := &s.found.Packed[i]; p.Record.Partition == rec.Partition && p.Record.Offset == rec.Offset {
+			p.Ahead = ahead
+			return
+		}
+	}
+	if p, ok := life.PackedOf(rec, s.found.TID, ahead); ok {
 		s.found.Packed = append(s.found.Packed, p)
 	}
 }
@@ -299,6 +303,7 @@ func (s *search) publication(ctx context.Context, step *ledger.Step) error {
 		case err != nil:
 			return err
 		case bounded:
+			s.found.Unsearched = true
 			s.note("result %s was looked for in the %d records of %s after its outcome", step.Outcome.ResultID, maxPublishedRead, topic)
 		}
 	}

@@ -41,6 +41,9 @@ type Shipment struct {
 	holder  string
 	why     string   // of the last release
 	waiting *waiting // an event that was not taken up yet, nil if there is none
+	// unanswered is true if the group has not passed an event that was taken up,
+	// and no result was published in reply to it.
+	unanswered bool
 }
 
 // waiting is a packed event in front of which the group stands.
@@ -155,12 +158,14 @@ type Found struct {
 	Steps       []ledger.Step // in the order of time
 	Packed      []Packed
 	Published   []*schema.Record
+	// Unsearched is true if there may be publications that were not found.
+	Unsearched  bool
 	DeadLetters []*schema.Record
 }
 
 // Tell tells the story. Without anything found its time line is empty.
 func Tell(f Found) Story {
-	t := teller{Story: Story{TID: f.TID, Shipments: []Shipment{}, Timeline: []Moment{}, Results: []json.RawMessage{}}}
+	t := teller{Story: Story{TID: f.TID, Shipments: []Shipment{}, Timeline: []Moment{}, Results: []json.RawMessage{}}, found: &f}
 	for i := range f.Steps {
 		t.step(f.LedgerTopic, &f.Steps[i])
 	}
@@ -201,6 +206,7 @@ func rank(k Kind) int {
 type teller struct {
 	Story
 	known map[string]bool // results that are on the time line as outcomes
+	found *Found
 }
 
 func (t *teller) add(m Moment) { t.Timeline = append(t.Timeline, m) }
@@ -273,7 +279,11 @@ func (t *teller) packed(p *Packed) {
 		Shipment: n, EventID: p.EventID, RedriveOf: p.RedriveOf, ResentFrom: p.ResentFrom,
 	})
 	s := &t.Shipments[n-1]
-	if p.Ahead < 0 || t.attempted(n, p.EventID) {
+	if p.Ahead < 0 {
+		return
+	}
+	if t.attempted(n, p.EventID) {
+		s.unanswered = s.unanswered || !t.answered(p.EventID)
 		return
 	}
 	if s.waiting == nil || s.waiting.ahead > p.Ahead {
@@ -288,6 +298,15 @@ func (t *teller) packed(p *Packed) {
 func (t *teller) attempted(shipment int, event string) bool {
 	return slices.ContainsFunc(t.Timeline, func(m Moment) bool {
 		return m.Attempt != "" && m.Shipment == shipment && m.EventID == event
+	})
+}
+
+// answered reports whether a result was published in reply to an event, or may
+// have been.
+func (t *teller) answered(event string) bool {
+	return t.found.Unsearched || slices.ContainsFunc(t.found.Published, func(r *schema.Record) bool {
+		to, _ := r.Header("in_reply_to")
+		return to == event
 	})
 }
 

@@ -98,7 +98,7 @@ func TestStanding(t *testing.T) {
 		want string
 	}{
 		"nothing":     {func(*history) {}, "nothing is known of order " + tid},
-		"waiting":     {func(h *history) { h.packed(a, "e", 7) }, "waits in partition 3 of packed with 7 records before it; see on /api/status that a replica is active"},
+		"waiting":     {func(h *history) { h.packed(a, "e", 7) }, "waits in partition 3 of packed with 7 records before it; see on /api/status whether a replica is active, and what holds it up"},
 		"passed over": {func(h *history) { h.packed(a, "e", -1) }, "packed, but neither ledger nor results know of it: it is older than they remember, or its shop belongs to another deployment; look it up at the platform before anything is sent"},
 		"held":        {func(h *history) { h.step(ledger.StepIntent, a, "e") }, "held since 2026-11-24T12:00:01.000Z by host-a: a call is under way or has no known outcome; packship goes on with it by itself as long as a replica runs, so do not ship it by hand"},
 		"released": {func(h *history) {
@@ -106,6 +106,34 @@ func TestStanding(t *testing.T) {
 			h.step(ledger.StepRelease, a, "e").Why = "throttled"
 		}, "waits to be called for: its last attempt, at 2026-11-24T12:00:02.000Z, reached nothing (throttled); packship tries again by itself, and /api/status says what holds it up"},
 		"shipped": {func(h *history) { h.settle(a, "e", nil) }, "shipped at 2026-11-24T12:00:02.000Z with waybill A; nothing to do"},
+		"shipped, not published": {func(h *history) {
+			h.packed(a, "e", 0)
+			h.settle(a, "e", nil)
+		}, "shipped at 2026-11-24T12:00:03.000Z with waybill A; its result is not published yet: /api/status says what holds that up"},
+		"shipped, published to another event": {func(h *history) {
+			h.packed(a, "e", 0)
+			h.settle(a, "e", nil)
+			h.publish(h.outcome(a, "e", nil, false), "e0")
+		}, "shipped at 2026-11-24T12:00:03.000Z with waybill A; its result is not published yet: /api/status says what holds that up"},
+		"shipped and published, not committed": {func(h *history) {
+			h.packed(a, "e", 0)
+			h.settle(a, "e", nil)
+			h.publish(h.outcome(a, "e", nil, false), "e")
+		}, "shipped at 2026-11-24T12:00:03.000Z with waybill A; nothing to do"},
+		"shipped, publications not searched": {func(h *history) {
+			h.packed(a, "e", 0)
+			h.settle(a, "e", nil)
+			h.found.Unsearched = true
+		}, "shipped at 2026-11-24T12:00:03.000Z with waybill A; nothing to do"},
+		"failed, not published": {func(h *history) {
+			h.packed(a, "e", 0)
+			h.settle(a, "e", refusal())
+		}, "failed at 2026-11-24T12:00:03.000Z with waybill_already_used (its result is not published yet: /api/status says what holds that up): Get a new waybill; or send it corrected with `packship redrive --tid " + tid + " --set out_sid=WAYBILL --execute`"},
+		"a parcel of two not published": {func(h *history) {
+			h.packed(parcel("A", "1"), "e", 0)
+			h.settle(parcel("A", "1"), "e", nil)
+			h.settle(parcel("B", "2"), "e2", nil)
+		}, "2 parcels: 2 shipped. waybill A: shipped at 2026-11-24T12:00:03.000Z with waybill A; its result is not published yet: /api/status says what holds that up"},
 		"reconciled": {func(h *history) {
 			h.step(ledger.StepIntent, a, "e")
 			h.step(ledger.StepTakeover, a, "e")
@@ -139,6 +167,7 @@ func TestStanding(t *testing.T) {
 		}, "failed at 2026-11-24T12:00:02.000Z with waybill_already_used, and was sent again: event redrive-x waits in partition 3 with 4 records before it"},
 		"a replay is no new event": {func(h *history) {
 			h.settle(a, "e", refusal())
+			h.publish(h.outcome(a, "e", refusal(), false), "e")
 			h.packed(a, "e", 4)
 		}, "failed at 2026-11-24T12:00:02.000Z with waybill_already_used: Get a new waybill; or send it corrected with `packship redrive --tid " + tid + " --set out_sid=WAYBILL --execute`"},
 		"tried again and held": {func(h *history) {
@@ -165,7 +194,7 @@ func TestStanding(t *testing.T) {
 		"one of two parcels": {func(h *history) {
 			h.settle(parcel("A", "1"), "e", nil)
 			h.packed(parcel("B", "2"), "e2", 0)
-		}, "2 parcels: 1 shipped, 1 waiting. waybill B: waits in partition 3 of packed with 0 records before it; see on /api/status that a replica is active"},
+		}, "2 parcels: 1 shipped, 1 waiting. waybill B: waits in partition 3 of packed with 0 records before it; see on /api/status whether a replica is active, and what holds it up"},
 		"failed whole, shipped in parts": {func(h *history) {
 			h.settle(a, "e", refusal())
 			h.settle(parcel("B", "1"), "e2", nil)
@@ -178,7 +207,7 @@ func TestStanding(t *testing.T) {
 		"failed in a part, waits as a whole": {func(h *history) {
 			h.settle(parcel("A", "1"), "e", refusal())
 			h.packed(b, "e2", 1)
-		}, "waits in partition 3 of packed with 1 record before it; see on /api/status that a replica is active"},
+		}, "waits in partition 3 of packed with 1 record before it; see on /api/status whether a replica is active, and what holds it up"},
 		"failed in one shop, shipped in another": {func(h *history) {
 			h.settle(a, "e", refusal())
 			elsewhere := parcel("B", "1")

@@ -31,6 +31,9 @@ func (t *teller) judge() {
 	t.Standing = t.sentence(slices.DeleteFunc(parts, func(p part) bool { return p.replaced(parts) != nil }))
 }
 
+// unpublished is what there is to say of an outcome that only the ledger has.
+const unpublished = "its result is not published yet: /api/status says what holds that up"
+
 // sentence says where a shipment stands and what to do.
 func (s *Shipment) sentence() string {
 	switch s.State {
@@ -39,7 +42,11 @@ func (s *Shipment) sentence() string {
 		if s.last.Reconciled {
 			how = ", which the API confirmed after a call that it had not answered"
 		}
-		return fmt.Sprintf("shipped at %s with waybill %s%s; nothing to do", s.last.OccurredAt, s.OutSID, how)
+		end := "nothing to do"
+		if s.unanswered {
+			end = unpublished
+		}
+		return fmt.Sprintf("shipped at %s with waybill %s%s; %s", s.last.OccurredAt, s.OutSID, how, end)
 	case StateFailed:
 		return s.failed()
 	case StateHeld:
@@ -47,7 +54,7 @@ func (s *Shipment) sentence() string {
 	case StateOpen:
 		return fmt.Sprintf("waits to be called for: its last attempt, at %s, reached nothing (%s); packship tries again by itself, and /api/status says what holds it up", clock(s.at), cmp.Or(s.why, "no reason given"))
 	case StateWaiting:
-		return fmt.Sprintf("waits in partition %d of %s with %s before it; see on /api/status that a replica is active", s.waiting.partition, s.waiting.topic, records(s.waiting.ahead))
+		return fmt.Sprintf("waits in partition %d of %s with %s before it; see on /api/status whether a replica is active, and what holds it up", s.waiting.partition, s.waiting.topic, records(s.waiting.ahead))
 	default:
 		return "packed, but neither ledger nor results know of it: it is older than they remember, or its shop belongs to another deployment; look it up at the platform before anything is sent"
 	}
@@ -65,6 +72,9 @@ func (s *Shipment) failed() string {
 	}
 	if len(broken) > 0 {
 		what += " (" + strings.Join(broken, "; ") + ")"
+	}
+	if s.unanswered && s.waiting == nil {
+		what += " (" + unpublished + ")"
 	}
 	if f.StopParcel {
 		what += "; stop the parcel, the order may be refunded"
@@ -132,7 +142,7 @@ func (t *teller) sentence(parts []part) string {
 	for _, p := range parts {
 		best := p.best()
 		states[best.State]++
-		if best.State != StateShipped || p.twice() {
+		if best.State != StateShipped || best.unanswered || p.twice() {
 			unsettled = append(unsettled, fmt.Sprintf("waybill %s: %s", cmp.Or(best.OutSID, "-"), p.sentence()))
 		}
 	}
