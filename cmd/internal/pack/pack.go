@@ -32,7 +32,7 @@ func Detect(name string, data []byte) Format {
 	switch strings.ToLower(filepath.Ext(name)) {
 	case ".jsonl", ".ndjson", ".json":
 		return JSONL
-	case ".csv", ".tsv", ".txt":
+	case ".csv", ".tsv":
 		return CSV
 	}
 	switch first := bytes.TrimSpace(data); {

@@ -321,6 +321,8 @@ func TestDetect(t *testing.T) {
 		{"a.ndjson", "x", JSONL},
 		{"-", " \n{\"a\":1}", JSONL},
 		{"-", "shop_id,tid", CSV},
+		{"a.txt", "{\"a\":1}", JSONL},
+		{"a.txt", "shop_id\ttid", CSV},
 		{"orders", "", ""},
 	} {
 		if got := Detect(tt.name, []byte(tt.data)); got != tt.want {
