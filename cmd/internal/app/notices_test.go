@@ -271,6 +271,29 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// TestDrainWithoutKafka checks that nothing is said of the time at which all is
+// settled while no call can be made.
+func TestDrainWithoutKafka(t *testing.T) {
+	for name, tt := range map[string]struct {
+		role   consumer.Role
+		ledger any
+		drains bool
+	}{
+		"active":             {consumer.RoleActive, ledger.Status{}, true},
+		"standby":            {consumer.RoleStandby, ledger.Status{}, true},
+		"not in the group":   {consumer.RoleJoining, ledger.Status{}, false},
+		"before the ledger":  {consumer.RoleJoining, nil, false},
+		"without the ledger": {consumer.RoleActive, ledger.Status{Failing: "refused"}, false},
+	} {
+		st := Status{Role: tt.role, Ledger: tt.ledger, Accounts: []upstream.AccountStatus{{State: upstream.StateIdle, Attainable: 10}}}
+		st.measure([]consumer.PartitionStatus{{Waiting: 3}})
+		st.admitStuck()
+		if got := st.Backlog.DrainSeconds != nil; got != tt.drains || got != (st.Partitions[0].DrainSeconds != nil) {
+			t.Errorf("%s: there is a time at which it is drained: %t", name, got)
+		}
+	}
+}
+
 // TestDrainOfAccounts checks that an account is not expected to send the orders
 // of another.
 func TestDrainOfAccounts(t *testing.T) {

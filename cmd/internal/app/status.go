@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"packship/consumer"
+	"packship/producer/ledger"
 	"packship/schema"
 	"packship/upstream"
 )
@@ -213,7 +214,10 @@ func (st *Status) attainable() float64 {
 // admitStuck takes back what was said of the time at which all is settled, if
 // nothing goes on, or not here.
 func (st *Status) admitStuck() {
-	if !st.Leaving && (st.OverdueCount == 0 || int64(st.OverdueCount) < st.Backlog.Waiting) {
+	l, _ := st.Ledger.(ledger.Status)
+	outside := st.Role == consumer.RoleJoining || l.Failing != "" // no call is made without group and ledger
+	stuck := st.OverdueCount > 0 && int64(st.OverdueCount) >= st.Backlog.Waiting
+	if !st.Leaving && !outside && !stuck {
 		return
 	}
 	st.Backlog.DrainSeconds = nil
