@@ -175,6 +175,40 @@ func TestPackReports(t *testing.T) {
 	}
 }
 
+// TestPackBesideProgress checks that a finding does not go on in the line of the
+// progress, and that a report which cannot be written is no success.
+func TestPackBesideProgress(t *testing.T) {
+	var screen bytes.Buffer
+	p := packer{std: Streams{Out: &screen, Err: &screen}, bar: &progress{w: &screen, verb: "read", total: 2}}
+	p.bar.add(1)
+	if err := p.tell(&finding{File: "f", Line: 7, Warnings: []string{"odd"}}); err != nil {
+		t.Fatal(err)
+	}
+	p.bar.add(1)
+	p.bar.clear()
+	p.bar.clear() // nothing is there any more
+	const away = "\r\x1b[K"
+	if got, want := screen.String(), away+"read 1 of 2"+away+"f:7: warning: odd\n"+away+"read 2 of 2"+away; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+
+	var stderr bytes.Buffer
+	code := Main(t.Context(), []string{"pack", "--dry-run", file(t, "a.csv", "shop_id,tid,out_sid,company_code\ns1,1,SF1234567890123,SF\n")}, Streams{Out: closedPipe(t), Err: &stderr})
+	if code != 1 || !strings.Contains(stderr.String(), "closed pipe") {
+		t.Errorf("the report cannot be written: exit code %d, %q", code, stderr.String())
+	}
+}
+
+// closedPipe takes nothing.
+func closedPipe(t *testing.T) io.Writer {
+	t.Helper()
+	r, w := io.Pipe()
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
 // TestPackBrokenFile has a file turn out not to be readable after others are
 // produced: what was produced is said, and the report is whole.
 func TestPackBrokenFile(t *testing.T) {
@@ -190,7 +224,7 @@ func TestPackBrokenFile(t *testing.T) {
 	good := file(t, "good.jsonl", goodOrder)
 	bad := file(t, "bad.csv", "shop_id,tid\n")
 	code, stdout, stderr := packship(t, env, "", "pack", "--json", good, bad)
-	if code != 1 || !regexp.MustCompile(`^packship: pack: 1 events were produced before this: \S+bad.csv: the header row lacks out_sid, company_code`).MatchString(stderr) {
+	if code != 1 || !regexp.MustCompile(`^packship: pack: 1 events were produced before this, and to pack them again does no harm: \S+bad.csv: the header row lacks out_sid, company_code`).MatchString(stderr) {
 		t.Errorf("exit code %d, stderr %q", code, stderr)
 	}
 	var report struct{ Lines, Valid, Produced int }

@@ -62,8 +62,10 @@ type packer struct {
 	validate func(*schema.Packed) []schema.Violation
 	seen     shipments
 	out      *outlet // nil until the first event is to be produced
+	bar      *progress
 	report   report
 	findings int
+	unsaid   error // why something of the report could not be written
 }
 
 // report is what pack has to say in the end. In JSON the findings, which are
@@ -104,12 +106,12 @@ func (p *packer) run(ctx context.Context, files []string) error {
 	if err != nil {
 		return err
 	}
-	bar := newProgress(p.std.Err, "read", size)
+	p.bar = newProgress(p.std.Err, "read", size)
 	if p.asJSON {
-		p.std.out("{\n  \"findings\": [")
+		p.say("{\n  \"findings\": [")
 	}
 	for _, file := range files {
-		if err = p.read(ctx, file, bar); err != nil {
+		if err = p.read(ctx, file); err != nil {
 			break
 		}
 	}
@@ -123,15 +125,16 @@ func (p *packer) run(ctx context.Context, files []string) error {
 	} else {
 		err = errors.Join(err, failed)
 	}
-	bar.close()
+	p.bar.clear()
 	if err == nil {
-		return p.finish()
+		err = p.finish()
+		return errors.Join(err, p.unsaid)
 	}
 	if p.asJSON {
 		err = errors.Join(err, p.total())
 	}
 	if p.report.Produced > 0 {
-		return fmt.Errorf("pack: %d events were produced before this: %w", p.report.Produced, err)
+		return fmt.Errorf("pack: %d events were produced before this, and to pack them again does no harm: %w", p.report.Produced, err)
 	}
 	return fmt.Errorf("pack: %w", err)
 }
@@ -163,7 +166,7 @@ func sizeOf(files []string) (int, error) {
 }
 
 // read sees a file through.
-func (p *packer) read(ctx context.Context, file string, bar *progress) error {
+func (p *packer) read(ctx context.Context, file string) error {
 	name := file
 	var in io.Reader
 	if file == "-" {
@@ -174,7 +177,7 @@ func (p *packer) read(ctx context.Context, file string, bar *progress) error {
 			return err
 		}
 		defer f.Close() //nolint:errcheck // read only
-		in = &watched{in: f, bar: bar}
+		in = &watched{in: f, bar: p.bar}
 	}
 	opened, err := pack.Open(file, in, p.format)
 	if err != nil {
@@ -239,11 +242,20 @@ func (p *packer) take(ctx context.Context, file string, line pack.Line) error {
 	return p.out.put(event{line.Packed.TID, line.Value, pack.Headers(line.Packed)})
 }
 
+// say writes a part of the report. What was refused would not be known to
+// anybody if that were lost without a word.
+func (p *packer) say(format string, args ...any) {
+	if _, err := fmt.Fprintf(p.std.Out, format, args...); p.unsaid == nil {
+		p.unsaid = err
+	}
+}
+
 // tell writes a finding.
 func (p *packer) tell(f *finding) error {
 	p.findings++
 	if !p.asJSON {
-		p.std.out("%s", f)
+		p.bar.clear() // it stands in the line that the finding would begin in
+		p.say("%s", f)
 		return nil
 	}
 	text, err := json.Marshal(f)
@@ -254,7 +266,7 @@ func (p *packer) tell(f *finding) error {
 	if p.findings == 1 {
 		comma = ""
 	}
-	p.std.out("%s\n    %s", comma, text)
+	p.say("%s\n    %s", comma, text)
 	return nil
 }
 
@@ -268,7 +280,7 @@ func (p *packer) total() error {
 	if p.findings > 0 {
 		end = "\n  ],"
 	}
-	p.std.out("%s%s\n", end, strings.TrimPrefix(string(text), "{"))
+	p.say("%s%s\n", end, strings.TrimPrefix(string(text), "{"))
 	return nil
 }
 
@@ -284,7 +296,7 @@ func (p *packer) finish() error {
 		if r.DryRun {
 			did = "none produced (dry run)"
 		}
-		p.std.out("%d lines: %d valid, %d refused; %s\n", r.Lines, r.Valid, r.Refused, did)
+		p.say("%d lines: %d valid, %d refused; %s\n", r.Lines, r.Valid, r.Refused, did)
 	}
 	if r.Refused > 0 {
 		if p.asJSON {

@@ -17,6 +17,7 @@ type progress struct {
 	mu    sync.Mutex // guards the rest
 	done  int
 	drawn time.Time
+	shown bool
 }
 
 func newProgress(w io.Writer, verb string, total int) *progress {
@@ -32,16 +33,17 @@ func (p *progress) add(n int) {
 	p.done += n
 	const pause = 100 * time.Millisecond // nobody reads faster
 	if p.w != nil && (time.Since(p.drawn) > pause || p.done == p.total) {
-		p.drawn = time.Now()
+		p.drawn, p.shown = time.Now(), true
 		_, _ = fmt.Fprintf(p.w, "\r\033[K%s %d of %d", p.verb, p.done, p.total)
 	}
 }
 
-// close clears the line.
-func (p *progress) close() {
+// clear takes the line away, for the end or for something else to be written.
+func (p *progress) clear() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.w != nil {
+	if p.shown {
+		p.shown = false
 		_, _ = fmt.Fprint(p.w, "\r\033[K")
 	}
 }
