@@ -368,6 +368,11 @@ func (k *Kafka) explain(broker string, err error) *UnreachableError {
 		return say("has no address (%v); check the name in %s", dns, variable("KAFKA_BROKERS"))
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return say("refuses connections; check %s and that the broker runs", variable("KAFKA_BROKERS"))
+	case errors.Is(err, kafka.IllegalSASLState): // what Kafka says where nobody logs in
+		e.Refused = true
+		return say("takes no login on this port; leave %s out, or use the port for logins", variable("KAFKA_SASL_MECHANISM"))
+	case (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)) && bool(s.KafkaTLS):
+		return say("closes the connection; check whether this port speaks TLS (%s), and whether it wants a login (%s)", variable("KAFKA_TLS"), variable("KAFKA_SASL_MECHANISM"))
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
 		return say("closes the connection at once; check whether it expects TLS (%s) or a login (%s)", variable("KAFKA_TLS"), variable("KAFKA_SASL_MECHANISM"))
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):

@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -18,6 +19,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -207,6 +209,34 @@ func TestProbeExplains(t *testing.T) {
 				t.Errorf("refused: got %t, want %t", e.Refused, tt.refused)
 			}
 		})
+	}
+}
+
+// TestWrongPort checks what is said of ports that want less than they are given,
+// in the way in which Apache Kafka turns that away: the embedded broker has
+// another.
+func TestWrongPort(t *testing.T) {
+	const tlsWord, loginWord = "check whether this port speaks TLS (PACKSHIP_KAFKA_TLS)", "takes no login on this port; leave PACKSHIP_KAFKA_SASL_MECHANISM out"
+	for name, tt := range map[string]struct {
+		encrypted bool
+		err       error
+		want      string
+		refused   bool
+	}{
+		"TLS to a plain port":             {true, io.EOF, tlsWord, false},
+		"TLS to a plain port, reset":      {true, &net.OpError{Op: "read", Err: syscall.ECONNRESET}, tlsWord, false},
+		"plain to a TLS port":             {false, io.EOF, "check whether it expects TLS (PACKSHIP_KAFKA_TLS)", false},
+		"login where nobody logs in":      {false, kafka.IllegalSASLState, loginWord, true},
+		"login where nobody logs in, TLS": {true, kafka.IllegalSASLState, loginWord, true},
+	} {
+		s := Defaults()
+		s.KafkaBrokers, s.KafkaTLS = List{"b:1"}, Switch(tt.encrypted)
+		k := NewKafka(&s, nil)
+		e := k.explain("b:1", fmt.Errorf("dial: %w", tt.err))
+		k.Close()
+		if !strings.Contains(e.Text, tt.want) || e.Refused != tt.refused {
+			t.Errorf("%s: %q, refused %t, want %q", name, e.Text, e.Refused, tt.want)
+		}
 	}
 }
 
