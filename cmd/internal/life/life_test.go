@@ -129,6 +129,12 @@ func TestStanding(t *testing.T) {
 			h.packed(a, "e", 0)
 			h.settle(a, "e", refusal())
 		}, "failed at 2026-11-24T12:00:03.000Z with waybill_already_used (its result is not published yet: /api/status says what holds that up): Get a new waybill; or send it corrected with `packship redrive --tid " + tid + " --set out_sid=WAYBILL --execute`"},
+		"a shop in no account": {func(h *history) {
+			h.settle(a, "e", &schema.Failure{Reason: "local_validation", Class: "invalid_request", Redrivable: true, Violations: []schema.Violation{{Rule: "V02", Message: "shop s is in no account"}}})
+		}, "failed at 2026-11-24T12:00:02.000Z with local_validation (V02 shop s is in no account); put the shop into an account and restart the replicas, then run `packship redrive --tid " + tid + " --execute`, or pack the order anew if its shop_id is wrong"},
+		"a shop in no account, and no waybill": {func(h *history) {
+			h.settle(a, "e", &schema.Failure{Reason: "local_validation", Class: "invalid_request", Redrivable: true, Violations: []schema.Violation{{Rule: "V02", Message: "no account"}, {Rule: "V04", Message: "no waybill"}}})
+		}, "failed at 2026-11-24T12:00:02.000Z with local_validation (V02 no account; V04 no waybill); correct it with `packship redrive --tid " + tid + " --set FIELD=VALUE --execute`"},
 		"a parcel of two not published": {func(h *history) {
 			h.packed(parcel("A", "1"), "e", 0)
 			h.settle(parcel("A", "1"), "e", nil)

@@ -60,6 +60,10 @@ func (s *Shipment) sentence() string {
 	}
 }
 
+// ruleAccount is broken by the settings as much as by an event: no field that
+// could be set would help.
+const ruleAccount = "V02"
+
 func (s *Shipment) failed() string {
 	f := s.last.Failure
 	if f == nil {
@@ -84,6 +88,8 @@ func (s *Shipment) failed() string {
 		return fmt.Sprintf("%s, and was sent again: event %s waits in partition %d with %s before it", what, s.waiting.event, s.waiting.partition, records(s.waiting.ahead))
 	case f.MaybeShipped:
 		return fmt.Sprintf("%s, and may be shipped all the same: look it up at the platform, and only if it is not shipped run `packship redrive --tid %s --force --execute`", what, s.last.TID)
+	case len(broken) > 0 && !slices.ContainsFunc(f.Violations, func(v schema.Violation) bool { return v.Rule != ruleAccount }):
+		return fmt.Sprintf("%s; put the shop into an account and restart the replicas, then run `packship redrive --tid %s --execute`, or pack the order anew if its shop_id is wrong", what, s.last.TID)
 	case len(broken) > 0:
 		return fmt.Sprintf("%s; correct it with `packship redrive --tid %s --set FIELD=VALUE --execute`", what, s.last.TID)
 	case f.Redrivable && correction(f) != "":
