@@ -21,6 +21,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kfake"
 
+	"packship/consumer"
 	"packship/upstream/upstreamtest"
 )
 
@@ -222,6 +223,37 @@ func TestTerm(t *testing.T) {
 	if late > time.Second {
 		t.Errorf("a call arrived %s after SIGTERM", late)
 	}
+}
+
+// TestKilledAmidACall has another replica wait until the call of one that was
+// killed can no longer take effect, and say so: it is neither idle, nor done within
+// a second.
+func TestKilledAmidACall(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the call of a process that is gone has to be waited for")
+	}
+	w := newWorld(t, upstreamtest.Options{}, func(s *Settings) { s.UpstreamSettle = 8 * time.Second })
+	w.sim.AddFault(upstreamtest.Fault{Kind: upstreamtest.Hang, Count: 1})
+	w.produce(order(1, ""))
+	p := w.spawn()
+	w.calls(1)
+	p.signal(syscall.SIGKILL)
+	p.exit()
+	r := w.start()
+	var st Status
+	r.eventually("waiting for the call of the other", func() bool {
+		st = r.c.Status()
+		return st.OldestOrder != nil && st.OldestOrder.Step == consumer.StepOther
+	})
+	if st.Health != HealthWaiting || !strings.HasPrefix(st.Notices[0].Text, "1 order waits until an earlier attempt can no longer take effect") {
+		t.Errorf("%s, %+v", st.Health, st.Notices)
+	}
+	left := st.OldestOrder.Until.Sub(st.Now).Seconds()
+	if drain := st.Backlog.DrainSeconds; drain == nil || *drain < left {
+		t.Errorf("there are %g s to go, and yet it is drained in %v", left, drain)
+	}
+	w.await(1, 0, 0)
+	r.eventually("idle", func() bool { return r.c.Status().Health == HealthIdle })
 }
 
 // TestSecondSignal ends a connector that waits for a call at once.

@@ -86,20 +86,31 @@ func (st *Status) judge(broken error) {
 	if st.Role == consumer.RoleActive && st.Ready && st.Reason != "" {
 		note(HealthWaiting, "no call is started yet: "+st.Reason, "by itself, as soon as that is over")
 	}
+	sending := slices.ContainsFunc(st.Accounts, func(a upstream.AccountStatus) bool { return a.State == upstream.StateSending })
+	if st.others > 0 && !sending && len(st.Notices) == 0 {
+		note(HealthWaiting, othersText(st.others), fmt.Sprintf("by itself in %s: then the API is asked once more", ago(st.othersUntil.Sub(st.Now))))
+	}
 	st.noteLedger(note)
 	st.noteParked(note)
 	if st.Role == consumer.RoleStandby && st.Ready {
 		note(HealthStandby, st.standbyText(), "when the sender leaves the group: then one of the others takes over within seconds")
 	}
 	st.Health = HealthIdle
-	for i := range st.Accounts {
-		if st.Accounts[i].State == upstream.StateSending {
-			st.Health = HealthSending
-		}
+	if sending {
+		st.Health = HealthSending
 	}
 	if len(st.Notices) > 0 {
 		st.Health = st.Notices[0].Kind
 	}
+}
+
+// othersText speaks of orders that another replica may have called for, as one that
+// was killed.
+func othersText(n int) string {
+	if n == 1 {
+		return "1 order waits until an earlier attempt can no longer take effect: a replica that is gone may have called for it"
+	}
+	return grouped(n) + " orders wait until earlier attempts can no longer take effect: a replica that is gone may have called for them"
 }
 
 // What to do about an API that does not let anybody call.

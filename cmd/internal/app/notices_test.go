@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -268,6 +269,50 @@ func TestDrain(t *testing.T) {
 		if got := st.Backlog.DrainSeconds != nil; got != drains || got != (st.Partitions[0].DrainSeconds != nil) {
 			t.Errorf("%d of 3 orders are overdue: there is a time at which it is drained: %t", overdue, got)
 		}
+	}
+}
+
+// TestDrainOfThoseThatRest checks that nothing is drained before those in it that
+// rest may go on, and what is said where nothing else goes on.
+func TestDrainOfThoseThatRest(t *testing.T) {
+	st := Status{Now: night, Ready: true, Role: consumer.RoleActive, Accounts: []upstream.AccountStatus{{State: upstream.StateIdle, Attainable: 10}}}
+	st.measure([]consumer.PartitionStatus{{Partition: 3, Waiting: 40}, {Partition: 5, Waiting: 10}})
+	for _, u := range []consumer.UnderWay{
+		{Partition: 3, Step: consumer.StepOther, Until: night.Add(2 * time.Second)},
+		{Partition: 5, Step: consumer.StepOther, Until: night.Add(50 * time.Second)},
+		{Partition: 5, Step: consumer.StepOther, Until: night.Add(40 * time.Second)},
+		{Partition: 5, Step: consumer.StepRest, Until: night.Add(70 * time.Second)},
+		{Partition: 5, Step: consumer.StepOther, Until: night.Add(-time.Second)},
+		{Partition: 5, Step: consumer.StepCall},
+	} {
+		st.rest(&u)
+	}
+	if all, first, second := *st.Backlog.DrainSeconds, *st.Partitions[0].DrainSeconds, *st.Partitions[1].DrainSeconds; all != 70 || first != 5 || second != 70 {
+		t.Errorf("drained in %g s, the partitions in %g and %g; want 70, 5 and 70", all, first, second)
+	}
+	st.ParkedShops = []upstream.ParkedShop{{ShopID: "77"}}
+	st.judge(nil)
+	want := []Notice{{
+		Kind: HealthWaiting, Text: "3 orders wait until earlier attempts can no longer take effect: a replica that is gone may have called for them",
+		Ends: "by itself in 50 s: then the API is asked once more",
+	}}
+	if diff := cmp.Diff(want, st.Notices[:1]); diff != "" || st.Health != HealthWaiting || len(st.Notices) != 2 {
+		t.Errorf("%s; notices (-want +got):\n%s", st.Health, diff)
+	}
+	st.ParkedShops = nil
+	st.Accounts[0].State = upstream.StatePaused
+	if st.judge(nil); st.Health != HealthPaused || len(st.Notices) != 1 {
+		t.Errorf("while nothing is asked of the API: %s, %+v", st.Health, st.Notices)
+	}
+	st.Accounts[0].State = upstream.StateSending
+	if st.judge(nil); st.Health != HealthSending || len(st.Notices) != 0 {
+		t.Errorf("while others are sent: %s, %+v", st.Health, st.Notices)
+	}
+	st.Accounts[0].State, st.Accounts[0].Attainable = upstream.StateHalted, 0
+	st.measure(nil)
+	st.rest(&consumer.UnderWay{Step: consumer.StepRest, Until: night.Add(time.Minute)})
+	if st.Backlog.DrainSeconds != nil {
+		t.Error("there is a time at which it is drained, although nobody sends")
 	}
 }
 

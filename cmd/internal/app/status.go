@@ -58,6 +58,10 @@ type Status struct {
 	// refused says which topics do not take what is to be written to them, and
 	// why. It is told in the notices.
 	refused map[string]string
+	// others counts the orders that wait until an earlier attempt can no longer
+	// take effect, and othersUntil is when the last of them need wait no more.
+	others      int
+	othersUntil time.Time
 }
 
 // maxOverdue orders are shown one by one.
@@ -67,8 +71,8 @@ const maxOverdue = 10
 type PartitionStatus struct {
 	consumer.PartitionStatus
 	// DrainSeconds is after how long its waiting records will be settled at
-	// the present rate if no further ones come; null if no account sends, or if
-	// everything that waits is overdue.
+	// the present rate if no further ones come, and not before each of them may
+	// go on; null if no account sends, or if everything that waits is overdue.
 	DrainSeconds *float64 `json:"drain_seconds"`
 }
 
@@ -211,6 +215,31 @@ func (st *Status) attainable() float64 {
 	return min(sum, least)
 }
 
+// rest takes in when an order may go on that can do nothing before. It is in one of
+// the partitions, which is not drained before that.
+func (st *Status) rest(u *consumer.UnderWay) {
+	if !u.Until.After(st.Now) {
+		return
+	}
+	if u.Step == consumer.StepOther {
+		st.others++
+		if u.Until.After(st.othersUntil) {
+			st.othersUntil = u.Until
+		}
+	}
+	later := func(drain *float64) {
+		if drain != nil {
+			*drain = max(*drain, u.Until.Sub(st.Now).Seconds())
+		}
+	}
+	later(st.Backlog.DrainSeconds)
+	for i := range st.Partitions {
+		if p := &st.Partitions[i]; p.Partition == u.Partition {
+			later(p.DrainSeconds)
+		}
+	}
+}
+
 // admitStuck takes back what was said of the time at which all is settled, if
 // nothing goes on, or not here.
 func (st *Status) admitStuck() {
@@ -245,7 +274,7 @@ func (st *Status) heldInMemory() (n int64) {
 }
 
 // findOldest finds the oldest order among the first of all partitions, and the
-// oldest of those under way.
+// oldest of those under way. On its way it looks which of these rest.
 func (st *Status) findOldest(shipper *consumer.Shipper, api *upstream.Upstream) {
 	blocked := func(u *consumer.UnderWay) bool {
 		_, blocked := api.Blocked(&schema.Packed{ShopID: u.ShopID})
@@ -260,6 +289,7 @@ func (st *Status) findOldest(shipper *consumer.Shipper, api *upstream.Upstream) 
 	// It goes through the orders once, and copies none that it does not want.
 	var first, same consumer.UnderWay
 	shipper.UnderWay(func(u *consumer.UnderWay) bool {
+		st.rest(u)
 		if first.Time.IsZero() || u.Time.Before(first.Time) {
 			first = *u
 		}
