@@ -318,14 +318,8 @@ func (s *Shipper) attempt(ctx context.Context, o *order, standing schema.Standin
 		return err
 	}
 	s.underWay.step(o.rec, StepClaim)
-	hold, held, err := s.cfg.Ledger.Claim(open, &o.Shipment, o.EventID, standing.Holder, o.answerOf(standing.Holder))
-	if err != nil && open.Err() == nil {
-		// The ledger does not take it at present. That may be so of its partition
-		// alone, so the turn is for others now.
-		s.underWay.trouble(o.rec, errNotTaken)
-		o.notBefore = time.Now().Add(mishapPause)
-	}
-	if err != nil || !held {
+	hold, held := s.claim(open, o, standing)
+	if !held {
 		return ctx.Err()
 	}
 
@@ -344,6 +338,19 @@ func (s *Shipper) attempt(ctx context.Context, o *order, standing schema.Standin
 	ctx, cancel := lingering(ctx, s.cfg.Grace)
 	defer cancel()
 	return s.conclude(ctx, o, hold, answer)
+}
+
+// claim has the order's attempt written down, and reports whether this process holds
+// the shipment now.
+func (s *Shipper) claim(ctx context.Context, o *order, standing schema.Standing) (hold schema.Hold, held bool) {
+	hold, held, err := s.cfg.Ledger.Claim(ctx, &o.Shipment, o.EventID, standing.Holder, o.answerOf(standing.Holder))
+	if err != nil && ctx.Err() == nil {
+		// The ledger does not take it at present. That may be so of its partition
+		// alone, so a turn is for others now.
+		s.underWay.trouble(o.rec, errNotTaken)
+		o.notBefore = time.Now().Add(mishapPause)
+	}
+	return hold, held && err == nil
 }
 
 // errNotTaken is what keeps up an order whose claim the ledger does not take. Why
@@ -492,9 +499,9 @@ func (s *Shipper) refuse(ctx context.Context, o *order, standing schema.Standing
 	s.underWay.step(o.rec, StepSettle)
 	if standing.State == schema.StateHeld {
 		// The holder is gone, and what it did is not known.
-		hold, held, err := s.cfg.Ledger.Claim(ctx, &o.Shipment, o.EventID, standing.Holder, o.answerOf(standing.Holder))
-		if err != nil || !held {
-			return err
+		hold, held := s.claim(ctx, o, standing)
+		if !held {
+			return ctx.Err()
 		}
 		return s.settle(ctx, o, hold, schema.Answer{}, failure)
 	}

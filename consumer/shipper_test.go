@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -686,6 +687,29 @@ func TestShipperLeavesItsTurn(t *testing.T) {
 		}
 		if b.upstream.calls != 1 || len(b.publisher.published) != 1 {
 			t.Errorf("%d calls, %d results, want one each", b.upstream.calls, len(b.publisher.published))
+		}
+	})
+}
+
+// TestShipperGivesUpInItsTime: an order that is to fail without a call waits for the
+// ledger as one that is to be called for. Nobody has to see to it, so it is no error.
+func TestShipperGivesUpInItsTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		b := newBench(func(c *ShipperConfig) {
+			c.Park, c.Logger = true, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelError}))
+		})
+		begin := time.Now()
+		b.ledger.standing = schema.Standing{State: schema.StateHeld, Round: 1, Holder: "dead-1", FreeAt: begin}
+		b.ledger.claimErrs = []error{errors.New("no leader")}
+		if err := b.handle(t, t.Context(), "E1"); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begin); took != mishapPause || b.upstream.calls != 0 || len(b.publisher.published) != 1 {
+			t.Errorf("took %s, %d calls, %d results; want a result after a pause, and no call", took, b.upstream.calls, len(b.publisher.published))
+		}
+		if log.Len() > 0 {
+			t.Errorf("logged: %s", log.String())
 		}
 	})
 }
