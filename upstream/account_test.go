@@ -954,7 +954,7 @@ func TestThrottle(t *testing.T) {
 			a.script(tt.answer, success)
 			start := time.Now()
 			got := send(t, u, order(1))
-			if got.Action != schema.ActHold || got.Wait != 0 || got.Reached || got.Counted || got.Effect != schema.EffectNone {
+			if got.Action != schema.ActHold || got.Wait != min(tt.pause, time.Second) || got.Reached || got.Counted || got.Effect != schema.EffectNone {
 				t.Errorf("got %+v", got)
 			}
 			state(t, u, "paused", "throttled")
@@ -979,8 +979,8 @@ func TestResumeLetsTheThrottledOrderGo(t *testing.T) {
 		a.script(answerText(614, "This ban will last for 3000 more seconds"), success)
 		start := time.Now()
 		got := send(t, u, order(1))
-		if got.Action != schema.ActHold || got.Wait != 0 {
-			t.Errorf("got %+v, want an order that waits for its account alone", got)
+		if got.Action != schema.ActHold || got.Wait != time.Second {
+			t.Errorf("got %+v, want an order that rests for a moment", got)
 		}
 		again := sendLater(t, u, order(1))
 		time.Sleep(time.Minute)

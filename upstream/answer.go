@@ -299,10 +299,11 @@ func halted(reason, class, advice string) finding {
 }
 
 func throttled(source throttleSource, pause time.Duration) finding {
-	// The order itself need not wait: its account does, and for no longer than
-	// until an operator resumes it.
+	// The account waits for the whole pause, the order itself only a moment: it
+	// may go on as soon as an operator resumes the account.
+	const moment = time.Second
 	return finding{source: source, pause: pause, health: healthSilent, Answer: schema.Answer{
-		Action: schema.ActHold, Reason: reasonThrottled, Class: classThrottled, Redrivable: true,
+		Action: schema.ActHold, Wait: min(pause, moment), Reason: reasonThrottled, Class: classThrottled, Redrivable: true,
 		Advice: "The API limits the rate: calls go on more slowly after a pause.",
 	}}
 }
