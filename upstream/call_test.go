@@ -468,31 +468,37 @@ func TestStaleConnection(t *testing.T) {
 }
 
 // An answer that is there before the request has left is none, even if it says
-// that all is well.
+// that all is well, or if the rest of it comes later.
 func TestEarlyAnswer(t *testing.T) {
-	var seen atomic.Int64
-	inLine := make(chan struct{})
-	s := listen(t, func(_ int, conn *net.TCPConn) {
-		<-inLine
-		respond(conn, success)
-		n, _ := io.Copy(io.Discard, conn)
-		seen.Add(n)
-	})
-	cfg := testConfig(s.url())
-	cfg.Accounts[0].RatePerSecond = 0.01
-	u := newUpstream(t, cfg)
-	u.accounts[0].pacer.limiter.Allow()
-	turn := admitEarly(t, u, order(1))
-	done := make(chan schema.Answer, 1)
-	go func() { done <- turn.Send(t.Context(), schema.Hold{}) }()
-	waitFor(t, "the call to stand in line", func() bool { return len(u.accounts[0].pacer.line) == 1 })
-	close(inLine)
-	got := <-done
-	if got.Action != schema.ActHold || got.Reason != "unreachable" || got.Reached {
-		t.Errorf("got %+v", got)
-	}
-	if n := seen.Load(); n != 0 {
-		t.Errorf("the server saw %d bytes", n)
+	for name, speak := range map[string]func(net.Conn){
+		"all of it":     func(conn net.Conn) { respond(conn, success) },
+		"its beginning": func(conn net.Conn) { _, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var seen atomic.Int64
+			inLine := make(chan struct{})
+			s := listen(t, func(_ int, conn *net.TCPConn) {
+				<-inLine
+				speak(conn)
+				n, _ := io.Copy(io.Discard, conn)
+				seen.Add(n)
+			})
+			cfg := testConfig(s.url())
+			cfg.Accounts[0].RatePerSecond = 0.01
+			u := newUpstream(t, cfg)
+			u.accounts[0].pacer.limiter.Allow()
+			turn := admitEarly(t, u, order(1))
+			done := make(chan schema.Answer, 1)
+			go func() { done <- turn.Send(t.Context(), schema.Hold{StartBy: time.Now().Add(20 * time.Second)}) }()
+			waitFor(t, "the call to stand in line", func() bool { return len(u.accounts[0].pacer.line) == 1 })
+			close(inLine)
+			if got := <-done; got.Action != schema.ActHold || got.Reason != "unreachable" || got.Reached {
+				t.Errorf("got %+v", got)
+			}
+			if n := seen.Load(); n != 0 {
+				t.Errorf("the server saw %d bytes", n)
+			}
+		})
 	}
 }
 
@@ -867,34 +873,6 @@ func TestWriteTakesSomething(t *testing.T) {
 				t.Errorf("got %+v", got)
 			}
 		})
-	}
-}
-
-// What has begun to arrive before the call left is no answer to it, also if the
-// rest of it comes later.
-func TestEarlyBeginningOfAnAnswer(t *testing.T) {
-	var seen atomic.Int64
-	inLine := make(chan struct{})
-	s := listen(t, func(_ int, conn *net.TCPConn) {
-		<-inLine
-		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n")
-		n, _ := io.Copy(io.Discard, conn)
-		seen.Add(n)
-	})
-	cfg := testConfig(s.url())
-	cfg.Accounts[0].RatePerSecond = 0.01
-	u := newUpstream(t, cfg)
-	u.accounts[0].pacer.limiter.Allow()
-	turn := admitEarly(t, u, order(1))
-	done := make(chan schema.Answer, 1)
-	go func() { done <- turn.Send(t.Context(), schema.Hold{StartBy: time.Now().Add(20 * time.Second)}) }()
-	waitFor(t, "the call to stand in line", func() bool { return len(u.accounts[0].pacer.line) == 1 })
-	close(inLine)
-	if got := <-done; got.Action != schema.ActHold || got.Reason != "unreachable" || got.Reached {
-		t.Errorf("got %+v", got)
-	}
-	if n := seen.Load(); n != 0 {
-		t.Errorf("the server saw %d bytes", n)
 	}
 }
 

@@ -32,9 +32,7 @@ func TestExpiredAnswer(t *testing.T) {
 		if err := asked.CatchUp(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		p.mu.Lock()
-		p.recent = recent{}
-		p.mu.Unlock()
+		p.remembersNothing()
 		b.DeleteRecords(t, "ledger", 0, left)
 		later := start(t, b, "ledger", "later", onePartition)
 

@@ -212,6 +212,14 @@ func TestStoredIsGone(t *testing.T) {
 	}
 }
 
+// remembersNothing has outcomes read back from the log, as those are that are not
+// among the last.
+func (p *partition) remembersNothing() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.recent = recent{}
+}
+
 // TestStoredIsPatient asks for an outcome while the log cannot be read.
 func TestStoredIsPatient(t *testing.T) {
 	for name, fault := range map[string]*kerr.Error{
@@ -225,10 +233,7 @@ func TestStoredIsPatient(t *testing.T) {
 				r := start(t, b, "ledger", "a", onePartition)
 				s := shipment(1)
 				want := settle(t, r, s, "e1", claim(t, r, s, "e1", ""), nil)
-				p := r.partitions[0]
-				p.mu.Lock()
-				p.recent = recent{}
-				p.mu.Unlock()
+				r.partitions[0].remembersNothing()
 				f := b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Fetch}, Err: fault, Count: -1})
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
@@ -259,10 +264,7 @@ func TestStoredWhileTheLeaderIsBehind(t *testing.T) {
 		r := start(t, b, "ledger", "a", onePartition)
 		s := shipment(1)
 		want := settle(t, r, s, "e1", claim(t, r, s, "e1", ""), nil)
-		p := r.partitions[0]
-		p.mu.Lock()
-		p.recent = recent{}
-		p.mu.Unlock()
+		r.partitions[0].remembersNothing()
 		r.brake.behind.Store(true)
 		time.AfterFunc(10*time.Second, func() { r.brake.behind.Store(false) })
 		wantStored(t, r, s, "e1", want)
@@ -302,10 +304,7 @@ func TestStoredWhileTheLogIsMadeAnew(t *testing.T) {
 		r := start(t, b, "ledger", "a", onePartition)
 		s := shipment(1)
 		settle(t, r, s, "e1", claim(t, r, s, "e1", ""), nil)
-		p := r.partitions[0]
-		p.mu.Lock()
-		p.recent = recent{}
-		p.mu.Unlock()
+		r.partitions[0].remembersNothing()
 		b.Delete(t, "ledger")
 		b.Create(t, "ledger", 1, nil)
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
@@ -360,9 +359,7 @@ func TestExpiredRounds(t *testing.T) {
 		second := settle(t, r, s, "e2", claim(t, r, s, "e2", ""), refusal())
 		open := claim(t, r, doubtful, "e2", "")
 
-		p.mu.Lock()
-		p.recent = recent{}
-		p.mu.Unlock()
+		p.remembersNothing()
 		putRecord(t, b, "ledger", record{Kind: kindMeta, Meta: &meta{Version: 1, Partitions: 1, Horizon: testHorizon.String(), Epoch: p.epoch(), Renews: time.Now().Add(-testHorizon)}})
 		if err := r.CatchUp(t.Context()); err != nil {
 			t.Fatal(err)
@@ -412,9 +409,7 @@ func TestStoredAfterTheLogWasMadeAnew(t *testing.T) {
 		p := r.partitions[0]
 		readBack := func(s *schema.Shipment, want schema.Outcome) {
 			t.Helper()
-			p.mu.Lock()
-			p.recent = recent{}
-			p.mu.Unlock()
+			p.remembersNothing()
 			wantStored(t, r, s, "e1", want)
 		}
 		readBack(shipment(1), settle(t, r, shipment(1), "e1", claim(t, r, shipment(1), "e1", ""), nil))
