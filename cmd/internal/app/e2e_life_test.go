@@ -155,6 +155,9 @@ func TestSecondReplica(t *testing.T) {
 	if code, _ := second.get("/readyz"); code != 200 {
 		t.Errorf("a standby answers %d to /readyz, want 200", code)
 	}
+	if code, text := second.do("POST", "/api/shops/7/unpark", "e2e-admin"); code != 404 || !strings.Contains(text, "no parked shop has that id; this replica stands by and sends nothing: ask ") {
+		t.Errorf("a standby answers %d %s to an unpark, want whom to ask", code, text)
+	}
 	w.calls(20)
 	if err := first.stop(); err != nil {
 		t.Fatal(err)
@@ -271,8 +274,10 @@ func TestResultTopicRefuses(t *testing.T) {
 	relent := w.refuseResults()
 	const n = 30
 	w.produce(orders(1, n)...)
-	w.start()
+	r := w.start()
 	w.calls(n)
+	const unpublished = "its result is not published yet"
+	r.eventually("an order to be shipped and not published", func() bool { return strings.Contains(r.story("1").Standing, unpublished) })
 	if !testing.Short() {
 		time.Sleep(10 * time.Second)
 	}
@@ -285,6 +290,9 @@ func TestResultTopicRefuses(t *testing.T) {
 	relent()
 	w.await(n, 0, 0)
 	w.committed()
+	if got := r.story("1").Standing; strings.Contains(got, unpublished) {
+		t.Errorf("it is published by now: %q", got)
+	}
 	if stats := w.verify(); stats.Calls != n {
 		t.Errorf("%d calls, want %d", stats.Calls, n)
 	}

@@ -160,7 +160,8 @@ func TestAdmin(t *testing.T) {
 // of what was asked for: a standby has nothing to resume, and neither has an
 // account that is not halted.
 func TestActionSaysWhatComesOfIt(t *testing.T) {
-	members := []consumer.Member{{Name: "b", Self: true}, {Name: "a", Partitions: 4}}
+	// The list of members is a few seconds old: then it was this one that sent.
+	members := []consumer.Member{{Name: "b", Self: true, Partitions: 1}, {Name: "a", Partitions: 3}}
 	const standby, idle = "this replica stands by and sends nothing: ask a", "the account is not halted"
 	tests := map[string]struct {
 		role           consumer.Role
