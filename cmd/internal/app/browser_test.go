@@ -28,6 +28,7 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"packship/consumer"
+	"packship/schema"
 	"packship/upstream"
 	"packship/upstream/upstreamtest"
 )
@@ -536,13 +537,19 @@ func TestBrowserStuck(t *testing.T) {
 // TestBrowserLeaving tells a replica to stop while a call is under way.
 func TestBrowserLeaving(t *testing.T) {
 	b := newBrowser(t)
-	w := newWorld(t, upstreamtest.Options{Latency: upstreamtest.Latency{Fixed: 8 * time.Second}}, func(s *Settings) {
+	w := newWorld(t, upstreamtest.Options{Latency: upstreamtest.Latency{Fixed: 12 * time.Second}}, func(s *Settings) {
 		s.UpstreamTimeout, s.ShutdownTimeout, s.MaxInFlight = 30*time.Second, 40*time.Second, 1
 	})
-	w.produce(orders(1, 9)...)
 	r := w.start()
 	p := b.open(t, r.url)
-	p.awaitText("#hero", "Sending", "1 in flight", "drained in")
+	p.awaitText("#hero", "Idle")
+	w.produce(order(1, ""))
+	p.awaitText("#hero", "Sending", "1 in flight")
+	// The oldest is not the one whose call is under way.
+	for i, value := range orders(2, 8) {
+		w.append(schema.Record{Partition: i % testPartitions, Key: []byte("key"), Value: []byte(value), Time: time.Now().Add(-time.Minute)})
+	}
+	p.awaitText("#hero", "1 in flight", "drained in")
 	ended := make(chan error, 1)
 	go func() { ended <- r.stop() }()
 	p.awaitText("#hero", "Leaving", "begins no further call, 1 in flight")

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -204,7 +205,8 @@ func (w *world) produce(values ...string) {
 	}
 }
 
-// append appends a record to the packed topic. The leader of a topic that has
+// append appends a record to the packed topic, as one of this moment if it says no
+// other. The leader of a topic that has
 // just been created does not know yet that it is.
 func (w *world) append(r schema.Record) {
 	w.t.Helper()
@@ -218,7 +220,7 @@ func (w *world) append(r schema.Record) {
 }
 
 func (w *world) tryAppend(r schema.Record) error {
-	record := kafka.Record{Value: kafka.NewBytes(r.Value), Time: time.Now()}
+	record := kafka.Record{Value: kafka.NewBytes(r.Value), Time: cmp.Or(r.Time, time.Now())}
 	if r.Key != nil {
 		record.Key = kafka.NewBytes(r.Key)
 	}
